@@ -1,0 +1,1423 @@
+// Package conduit is what a production HTTP service needs around net/http:
+// a server that is safe as configured, a shutdown that loses no request,
+// timeouts that answer, and the middleware that goes with them.
+//
+// It is not a framework. The router is [http.ServeMux] or any other, a handler
+// is an [http.Handler], a middleware is a func(http.Handler) http.Handler, and
+// every part works alone: behind a plain [http.Server], in another router's
+// chain, around somebody else's ResponseWriter.
+//
+// A whole service:
+//
+//	func main() {
+//		mux := http.NewServeMux()
+//		mux.Handle("GET /health", conduit.Health())
+//		mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, r *http.Request) {
+//			fmt.Fprintln(w, "hello")
+//		})
+//		handler := conduit.Chain(
+//			conduit.RequestID(),
+//			conduit.Recovery(),
+//			conduit.Logging(),
+//			conduit.Timeout(30*time.Second),
+//		)(mux)
+//		srv, err := conduit.New(conduit.DefaultConfig(handler))
+//		if err != nil {
+//			log.Fatal(err)
+//		}
+//		if err := conduit.StartWithGracefulShutdown(srv, nil); err != nil {
+//			log.Fatal(err)
+//		}
+//	}
+//
+// # Configuration
+//
+// Each default is a function with the fewest arguments; the configured form
+// has the same name with With and takes a pointer to a struct. The struct is
+// copied, so changing it later changes nothing. A zero field means its
+// default, a negative duration or size means none, and a nil pointer means all
+// defaults wherever nothing is required. Construction reports every fault at
+// once; a middleware that returns no error panics on a faulty configuration,
+// as [http.ServeMux.Handle] does.
+//
+// # Two layers of time
+//
+// The server's ReadHeaderTimeout, ReadTimeout, WriteTimeout and IdleTimeout
+// guard connections against clients that are slow or silent. [Timeout] guards
+// handlers that are: it answers for them, and moves the connection's write
+// deadline so that the answer is delivered even where it is due later than
+// WriteTimeout.
+//
+// # Logging
+//
+// Config.Logger is the one logger. It reaches every part through the request's
+// context, and [Logger] hands it to a handler. Outside a conduit [Server] the
+// parts use [slog.Default].
+package conduit
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"log/slog"
+	"maps"
+	"net"
+	"net/http"
+	"os"
+	"runtime/debug"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Config describes a [Server]. A zero field means the default that its comment
+// gives, except that EnableHTTP2 is off until [DefaultConfig] or the caller
+// sets it. A negative duration means none.
+type Config struct {
+	// Address is where [Server.ListenAndServe] listens, ":8080" by default.
+	Address string
+
+	// Handler answers the requests. Required.
+	Handler http.Handler
+
+	// ReadTimeout bounds the reading of a whole request with its body, 15
+	// seconds by default.
+	ReadTimeout time.Duration
+
+	// ReadHeaderTimeout bounds the reading of a request's header, 10 seconds
+	// by default. It is what holds off clients that send a header one byte at
+	// a time.
+	ReadHeaderTimeout time.Duration
+
+	// WriteTimeout bounds a reply, counted from the end of the request's
+	// header, 15 seconds by default. [Timeout] moves it where its own duration
+	// is longer.
+	WriteTimeout time.Duration
+
+	// IdleTimeout is how long a kept-alive connection may wait for its next
+	// request, 60 seconds by default.
+	IdleTimeout time.Duration
+
+	// MaxHeaderBytes bounds a request's header, 1 MiB by default. HTTP/1 lets
+	// 4096 bytes more through; beyond that the client gets 431. Negative is an
+	// error.
+	MaxHeaderBytes int
+
+	// EnableHTTP2 offers HTTP/2 by ALPN. It needs TLS.
+	EnableHTTP2 bool
+
+	// EnableH2C accepts HTTP/2 in cleartext from clients that know of it (RFC
+	// 9113, Section 3.3), as proxies inside a trusted network do. The upgrade
+	// from HTTP/1.1 that RFC 9113 removed is not supported.
+	EnableH2C bool
+
+	// CertFile and KeyFile name a certificate chain and its private key, both
+	// in PEM. With them the server speaks TLS. They are looked at again at
+	// most once a second, at a handshake, and read again when they changed:
+	// no restart is needed to renew. A pair that cannot be read or does not
+	// match leaves the old one in service and is logged once per change.
+	CertFile, KeyFile string
+
+	// TLSConfig is cloned and completed. With it the server speaks TLS, with
+	// the certificates it brings or those of CertFile, which win. Without
+	// CipherSuites it gets Go's secure ones less those in CBC mode.
+	TLSConfig *tls.Config
+
+	// MinTLSVersion is the oldest version of TLS to accept, tls.VersionTLS12
+	// by default. Anything older is an error.
+	MinTLSVersion uint16
+
+	// Database, when it is set, is applied by [New].
+	Database *DatabaseConfig
+
+	// Logger gets what the server and the middleware have to say; nil is what
+	// [slog.Default] is when [New] runs.
+	Logger *slog.Logger
+}
+
+// DefaultConfig returns the defaults for a service that h answers: port 8080,
+// the timeouts that [Config] gives, and HTTP/2 once there is a certificate.
+func DefaultConfig(h http.Handler) *Config {
+	return &Config{
+		Address:           ":8080",
+		Handler:           h,
+		ReadTimeout:       15 * time.Second,
+		ReadHeaderTimeout: 10 * time.Second,
+		WriteTimeout:      15 * time.Second,
+		IdleTimeout:       60 * time.Second,
+		MaxHeaderBytes:    1 << 20,
+		EnableHTTP2:       true,
+		MinTLSVersion:     tls.VersionTLS12,
+	}
+}
+
+func (c *Config) withDefaults() (Config, error) {
+	var d Config
+	if c != nil {
+		d = *c
+	}
+	defaults := DefaultConfig(d.Handler)
+	if d.Address == "" {
+		d.Address = defaults.Address
+	}
+	for _, t := range []struct{ field, fallback *time.Duration }{
+		{&d.ReadTimeout, &defaults.ReadTimeout},
+		{&d.ReadHeaderTimeout, &defaults.ReadHeaderTimeout},
+		{&d.WriteTimeout, &defaults.WriteTimeout},
+		{&d.IdleTimeout, &defaults.IdleTimeout},
+	} {
+		if *t.field == 0 {
+			*t.field = *t.fallback
+		}
+	}
+	if d.MaxHeaderBytes == 0 {
+		d.MaxHeaderBytes = defaults.MaxHeaderBytes
+	}
+	if d.MinTLSVersion == 0 {
+		d.MinTLSVersion = defaults.MinTLSVersion
+	}
+	if d.Logger == nil {
+		d.Logger = slog.Default()
+	}
+
+	var faults []error
+	fault := func(format string, args ...any) {
+		faults = append(faults, fmt.Errorf("conduit: "+format, args...))
+	}
+	if d.Handler == nil {
+		fault("Handler: is required")
+	}
+	if _, port, err := net.SplitHostPort(d.Address); err != nil {
+		fault("Address: %w", err)
+	} else if _, err := net.LookupPort("tcp", port); err != nil {
+		fault("Address: %w", err)
+	}
+	if d.MaxHeaderBytes < 0 {
+		fault("MaxHeaderBytes: %d is negative", d.MaxHeaderBytes)
+	}
+	if v := d.MinTLSVersion; v != tls.VersionTLS12 && v != tls.VersionTLS13 {
+		fault("MinTLSVersion: %s is not supported, only TLS 1.2 and TLS 1.3 are", tls.VersionName(v))
+	}
+	switch {
+	case d.CertFile == "" && d.KeyFile != "":
+		fault("CertFile: is required with KeyFile")
+	case d.CertFile != "" && d.KeyFile == "":
+		fault("KeyFile: is required with CertFile")
+	}
+	if t := d.TLSConfig; t != nil {
+		if d.CertFile == "" && d.KeyFile == "" && len(t.Certificates) == 0 && t.GetCertificate == nil && t.GetConfigForClient == nil {
+			fault("TLSConfig: has no certificate, and CertFile is not set")
+		}
+		if t.MinVersion != 0 && t.MinVersion < tls.VersionTLS12 {
+			fault("TLSConfig: MinVersion %s is older than TLS 1.2", tls.VersionName(t.MinVersion))
+		}
+		if t.MaxVersion != 0 && t.MaxVersion < max(t.MinVersion, d.MinTLSVersion) {
+			fault("TLSConfig: MaxVersion %s is older than the minimum", tls.VersionName(t.MaxVersion))
+		}
+	}
+	if d.Database != nil {
+		if _, err := d.Database.withDefaults(); err != nil {
+			faults = append(faults, err)
+		}
+	}
+	return d, errors.Join(faults...)
+}
+
+// Server is an [http.Server] that is safe as configured and that can stop
+// without losing a request. [New] makes one; its methods may be called from
+// any goroutine. Like an http.Server it serves once: after Shutdown or Close
+// it does not serve again.
+type Server struct {
+	http    *http.Server
+	address string
+	logger  *slog.Logger
+	prepare sync.Once
+	secure  bool // speaks TLS; set by prepare
+
+	draining  chan struct{} // closed by Drain
+	drainOnce sync.Once
+	isDrained atomic.Bool // draining is closed
+	sayClose  atomic.Bool // replies carry Connection: close
+
+	requests atomic.Int64 // handlers that run
+	conns    atomic.Int64 // connections that are open and not hijacked
+	hijacked atomic.Int64 // handlers that run and have hijacked their connection
+	silent   atomic.Int64 // len(silentConns)
+
+	drained        atomic.Int64  // requests that ended while draining
+	hijackedWaited atomic.Int64  // those of them that had hijacked
+	changed        chan struct{} // wakes the one that waits for connections and requests to end
+
+	mu          sync.Mutex // guards what follows
+	addr        net.Addr
+	listeners   map[*drainListener]struct{}
+	silentConns map[net.Conn]struct{} // in http.StateNew: no request has been read from them
+	cancels     []context.CancelCauseFunc
+	ending      bool // Shutdown or Close has been called
+	ended       chan struct{}
+	report      shutdownReport
+}
+
+// New returns a Server for cfg, which it copies, and applies cfg.Database. The
+// error names every faulty field: a missing Handler, an Address without a
+// port, a MinTLSVersion below 1.2, files that do not exist or do not match, a
+// TLSConfig without a certificate, and so on. New opens no port.
+func New(cfg *Config) (*Server, error) {
+	c, err := cfg.withDefaults()
+	faults := []error{err}
+	var certs *certificateFiles
+	if c.CertFile != "" && c.KeyFile != "" {
+		certs, err = newCertificateFiles(c.CertFile, c.KeyFile, c.Logger)
+		faults = append(faults, err)
+	}
+	if err := errors.Join(faults...); err != nil {
+		return nil, err
+	}
+	if c.Database != nil {
+		if err := c.Database.Apply(); err != nil {
+			return nil, err
+		}
+	}
+
+	s := &Server{
+		address:     c.Address,
+		logger:      c.Logger,
+		draining:    make(chan struct{}),
+		changed:     make(chan struct{}, 1),
+		listeners:   make(map[*drainListener]struct{}),
+		silentConns: make(map[net.Conn]struct{}),
+		ended:       make(chan struct{}),
+	}
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true)
+	protocols.SetHTTP2(c.EnableHTTP2)
+	protocols.SetUnencryptedHTTP2(c.EnableH2C)
+	s.http = &http.Server{
+		Addr:              c.Address,
+		Handler:           c.Handler,
+		ReadTimeout:       c.ReadTimeout,
+		ReadHeaderTimeout: c.ReadHeaderTimeout,
+		WriteTimeout:      c.WriteTimeout,
+		IdleTimeout:       c.IdleTimeout,
+		MaxHeaderBytes:    c.MaxHeaderBytes,
+		Protocols:         protocols,
+		ErrorLog:          log.New(errorLog{c.Logger}, "", 0),
+	}
+	if certs != nil || c.TLSConfig != nil {
+		s.http.TLSConfig = serverTLSConfig(c.TLSConfig, certs, c.MinTLSVersion)
+	}
+	return s, nil
+}
+
+// serverTLSConfig completes a clone of base, which may be nil.
+func serverTLSConfig(base *tls.Config, certs *certificateFiles, minVersion uint16) *tls.Config {
+	t := &tls.Config{}
+	if base != nil {
+		t = base.Clone()
+	}
+	t.MinVersion = max(t.MinVersion, minVersion)
+	if certs != nil {
+		t.Certificates = nil
+		t.GetCertificate = certs.get
+	}
+	if t.CipherSuites == nil {
+		// The suites in CBC mode are open to timing attacks (Lucky 13), which
+		// Go counters only in part. Every client since 2014 has a better one.
+		for _, suite := range tls.CipherSuites() {
+			if !strings.Contains(suite.Name, "_CBC_") {
+				t.CipherSuites = append(t.CipherSuites, suite.ID)
+			}
+		}
+	}
+	return t
+}
+
+// HTTPServer returns the http.Server inside, for the knobs that Config does
+// not name. They are to be turned before serving. A ConnState, BaseContext or
+// Handler set there is called by the Server's own, not replaced; an ErrorLog
+// set there replaces the one that writes to Config.Logger. To stop, use the
+// methods of Server: those of the http.Server know nothing of draining.
+func (s *Server) HTTPServer() *http.Server { return s.http }
+
+// Addr returns the address of the first listener, with the real port where
+// ":0" was asked for, and nil until the server listens.
+func (s *Server) Addr() net.Addr {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.addr
+}
+
+// ListenAndServe listens on Config.Address over TCP and calls [Server.Serve].
+// The error of a port that is taken names the address.
+func (s *Server) ListenAndServe() error {
+	l, err := net.Listen("tcp", s.address)
+	if err != nil {
+		return fmt.Errorf("conduit: Address: %w", err)
+	}
+	return s.Serve(l)
+}
+
+// Serve accepts connections on l, over TLS if the server has a certificate,
+// until the server is shut down or closed. It then returns nil, never
+// [http.ErrServerClosed], and not before the shutdown is done: a main that
+// returns after Serve cuts nothing short (golang/go#19579). Any other end is
+// an error. Serve closes l. It may be called for several listeners at once.
+func (s *Server) Serve(l net.Listener) error {
+	s.prepare.Do(s.install)
+	dl := &drainListener{Listener: l, stopped: make(chan struct{})}
+	s.mu.Lock()
+	if s.ending {
+		s.mu.Unlock()
+		l.Close()
+		<-s.ended
+		return nil
+	}
+	s.listeners[dl] = struct{}{}
+	if s.addr == nil {
+		s.addr = l.Addr()
+	}
+	s.mu.Unlock()
+	s.logger.Info("listening", "addr", l.Addr().String(), "tls", s.secure)
+
+	var err error
+	if s.secure {
+		err = s.http.ServeTLS(dl, "", "")
+	} else {
+		err = s.http.Serve(dl)
+	}
+	s.mu.Lock()
+	delete(s.listeners, dl)
+	ending := s.ending
+	s.mu.Unlock()
+	if ending {
+		<-s.ended
+		return nil
+	}
+	if errors.Is(err, http.ErrServerClosed) {
+		return nil // by HTTPServer's own methods
+	}
+	return fmt.Errorf("conduit: Serve: %w", err)
+}
+
+// install puts the server's own handler and hooks around those of HTTPServer.
+func (s *Server) install() {
+	hs := s.http
+	s.secure = hs.TLSConfig != nil // net/http sets one even without TLS, once it serves
+	hs.Handler = &serverHandler{server: s, next: hs.Handler}
+
+	connState := hs.ConnState
+	hs.ConnState = func(c net.Conn, state http.ConnState) {
+		s.trackConn(c, state)
+		if connState != nil {
+			connState(c, state)
+		}
+	}
+
+	baseContext := hs.BaseContext
+	hs.BaseContext = func(l net.Listener) context.Context {
+		ctx := context.Background()
+		if baseContext != nil {
+			ctx = baseContext(l)
+		}
+		ctx, cancel := context.WithCancelCause(ctx)
+		s.mu.Lock()
+		s.cancels = append(s.cancels, cancel)
+		s.mu.Unlock()
+		return context.WithValue(ctx, serverKey{}, s)
+	}
+}
+
+// trackConn counts connections and remembers those that have not sent a
+// request: http.Server.Shutdown waits more than five seconds for them.
+func (s *Server) trackConn(c net.Conn, state http.ConnState) {
+	switch state {
+	case http.StateNew:
+		s.conns.Add(1)
+		s.mu.Lock()
+		s.silentConns[c] = struct{}{}
+		s.silent.Store(int64(len(s.silentConns)))
+		s.mu.Unlock()
+		return
+	case http.StateHijacked, http.StateClosed:
+		s.conns.Add(-1)
+	}
+	if s.silent.Load() != 0 {
+		s.mu.Lock()
+		delete(s.silentConns, c)
+		s.silent.Store(int64(len(s.silentConns)))
+		s.mu.Unlock()
+	}
+	s.notify()
+}
+
+// notify wakes the shutdown that waits for connections and requests to end.
+func (s *Server) notify() {
+	if !s.isDrained.Load() {
+		return
+	}
+	select {
+	case s.changed <- struct{}{}:
+	default:
+	}
+}
+
+// Drain tells clients to leave: the channel of [Draining] closes, [Health]
+// answers 503, and replies carry Connection: close, which on HTTP/2 becomes a
+// GOAWAY. Connections are still accepted and requests still answered, until
+// Shutdown or Close. Calling it again does nothing.
+func (s *Server) Drain() {
+	s.drainOnce.Do(func() {
+		s.sayClose.Store(true)
+		s.isDrained.Store(true)
+		close(s.draining)
+	})
+}
+
+// Shutdown drains, stops to accept, waits until every request is answered and
+// returns nil. If ctx ends first, the contexts of the requests that are left
+// are cancelled with a cause, their connections are closed, and the error says
+// how many. Handlers that have hijacked their connection are waited for; their
+// connections are left alone.
+//
+// Shutdown has no delay and runs no hooks: that is [GracefulShutdown], which a
+// service behind a load balancer wants. Shutdown may be called before Serve,
+// together with Close, and more than once: each call returns when the server
+// has stopped, and the first context that ends cuts.
+func (s *Server) Shutdown(ctx context.Context) error {
+	report := s.shutdown(ctx)
+	return report.err()
+}
+
+// shutdownReport is what came of a shutdown.
+type shutdownReport struct {
+	drained        int64 // requests that ended while the server drained
+	cut            int64 // connections that had to be closed
+	hijackedWaited int64 // handlers with hijacked connections that ended in time
+	hijackedLeft   int64 // and those that did not
+	accepting      time.Duration
+	lingering      time.Duration
+	waiting        time.Duration
+	cause          error
+}
+
+func (r shutdownReport) err() error {
+	if r.cut == 0 && r.hijackedLeft == 0 {
+		return nil
+	}
+	return fmt.Errorf("conduit: Shutdown: %d connections cut, %d hijacked ones left: %w", r.cut, r.hijackedLeft, r.cause)
+}
+
+// errShutdown is the cause of contexts that a shutdown had to cancel.
+var errShutdown = errors.New("conduit: Shutdown: out of time")
+
+func (s *Server) shutdown(ctx context.Context) shutdownReport {
+	if !s.begin() {
+		select {
+		case <-s.ended:
+		case <-ctx.Done():
+			s.cut()
+			<-s.ended
+		}
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return s.report
+	}
+
+	var report shutdownReport
+	start := time.Now()
+	phase := func(d *time.Duration) {
+		*d = time.Since(start)
+		start = start.Add(*d)
+	}
+	s.Drain()
+	s.stopAccepting(ctx)
+	phase(&report.accepting)
+
+	s.sayClose.Store(true)
+	s.linger(ctx)
+	phase(&report.lingering)
+
+	s.closeSilent()
+	err := s.http.Shutdown(ctx)
+	s.wait(ctx, func() bool { return s.hijacked.Load() == 0 })
+	report.hijackedLeft = s.hijacked.Load()
+	if ctx.Err() != nil && err != nil {
+		report.cause = context.Cause(ctx)
+		report.cut = s.cut()
+	} else if report.hijackedLeft > 0 {
+		report.cause = context.Cause(ctx)
+	}
+	report.drained = s.drained.Load()
+	report.hijackedWaited = s.hijackedWaited.Load()
+	phase(&report.waiting)
+
+	s.mu.Lock()
+	s.report = report
+	s.mu.Unlock()
+	s.cancelRequests(http.ErrServerClosed)
+	close(s.ended)
+	return report
+}
+
+// begin reports whether the caller is the first to stop the server. The first
+// one closes s.ended when it is done.
+func (s *Server) begin() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	first := !s.ending
+	s.ending = true
+	return first
+}
+
+// stopAccepting closes the listeners once they have handed over what was
+// queued in them, and returns when the accept loops have seen it: until then a
+// connection may be on its way that nothing has counted.
+func (s *Server) stopAccepting(ctx context.Context) {
+	s.mu.Lock()
+	listeners := maps.Clone(s.listeners)
+	s.mu.Unlock()
+	for l := range listeners {
+		l.stop()
+	}
+	for l := range listeners {
+		select {
+		case <-l.stopped:
+		case <-ctx.Done():
+		}
+	}
+}
+
+const (
+	lingerMax    = 250 * time.Millisecond
+	lingerSilent = 100 * time.Millisecond
+)
+
+// linger waits for connections to end of themselves. net/http drops a request
+// that it reads after its Shutdown has begun, so whoever is about to send one
+// is given the time to, and is told to close in the reply. Connections from
+// which nothing has been read may have their first request under way; where
+// only such ones are left, 100 ms are enough for it.
+func (s *Server) linger(ctx context.Context) {
+	silent, cancelSilent := context.WithTimeout(ctx, lingerSilent)
+	defer cancelSilent()
+	s.wait(silent, func() bool { return s.conns.Load() == 0 })
+	all, cancelAll := context.WithTimeout(ctx, lingerMax-lingerSilent)
+	defer cancelAll()
+	s.wait(all, func() bool { return s.conns.Load() <= s.silent.Load() })
+}
+
+// wait returns when done reports true, looking again whenever a connection or
+// a request has ended, or when ctx ends.
+func (s *Server) wait(ctx context.Context, done func() bool) {
+	for !done() {
+		select {
+		case <-s.changed:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// closeSilent closes the connections from which no request has been read.
+func (s *Server) closeSilent() {
+	s.mu.Lock()
+	silent := maps.Clone(s.silentConns)
+	s.mu.Unlock()
+	for c := range silent {
+		c.Close()
+	}
+}
+
+// cut cancels the requests that run, closes their connections and returns how
+// many connections there were.
+func (s *Server) cut() int64 {
+	n := s.conns.Load()
+	s.cancelRequests(errShutdown)
+	s.http.Close()
+	return n
+}
+
+func (s *Server) cancelRequests(cause error) {
+	s.mu.Lock()
+	cancels := s.cancels
+	s.mu.Unlock()
+	for _, cancel := range cancels {
+		cancel(cause)
+	}
+}
+
+// Close cancels the requests that run and closes all listeners and
+// connections at once, but for the hijacked ones. It returns the error of
+// closing the listeners. More than once is harmless.
+func (s *Server) Close() error {
+	first := s.begin()
+	s.Drain()
+	s.cancelRequests(http.ErrServerClosed)
+	err := s.http.Close()
+	if first {
+		close(s.ended)
+	}
+	return err
+}
+
+// drainListener is a listener that can be emptied before it is closed. Closing
+// one resets the connections that are queued in it, and with them requests
+// that clients have sent already.
+type drainListener struct {
+	net.Listener
+	mu       sync.Mutex // guards stopping, and a deadline being set by stop
+	stopping bool
+	stopped  chan struct{} // closed when the listener is
+	once     sync.Once
+}
+
+// Accept runs on one goroutine, net/http's. Told to stop, it goes on until the
+// queue is empty and closes the listener itself, at once: whatever lies
+// between the last look and the close is lost.
+func (l *drainListener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err == nil {
+		return c, nil
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.stopping {
+		return nil, err
+	}
+	if d, ok := l.Listener.(deadliner); ok && isTimeout(err) {
+		// A deadline in the past would not even try the queue.
+		d.SetDeadline(time.Now().Add(time.Millisecond))
+		if c, err = l.Listener.Accept(); err == nil {
+			d.SetDeadline(time.Unix(1, 0))
+			return c, nil
+		}
+	}
+	l.Close()
+	return nil, http.ErrServerClosed
+}
+
+type deadliner interface{ SetDeadline(time.Time) error }
+
+func isTimeout(err error) bool {
+	var ne net.Error
+	return errors.As(err, &ne) && ne.Timeout()
+}
+
+// stop makes Accept empty the queue and close the listener. One that has no
+// deadlines is closed here.
+func (l *drainListener) stop() {
+	l.mu.Lock()
+	l.stopping = true
+	d, ok := l.Listener.(deadliner)
+	ok = ok && d.SetDeadline(time.Unix(1, 0)) == nil
+	l.mu.Unlock()
+	if !ok {
+		l.Close()
+	}
+}
+
+func (l *drainListener) Close() error {
+	var err error
+	l.once.Do(func() {
+		err = l.Listener.Close()
+		close(l.stopped)
+	})
+	return err
+}
+
+// certificateFiles serves the certificate in two files and reads them again
+// when they change.
+type certificateFiles struct {
+	certFile, keyFile string
+	logger            *slog.Logger
+	current           atomic.Pointer[tls.Certificate]
+
+	mu      sync.Mutex // guards what follows; held by the handshake that looks at the files
+	checked time.Time
+	seen    [2]os.FileInfo // the files as they were last read; nil where there was none
+}
+
+func newCertificateFiles(certFile, keyFile string, logger *slog.Logger) (*certificateFiles, error) {
+	c := &certificateFiles{certFile: certFile, keyFile: keyFile, logger: logger}
+	c.checked, c.seen = time.Now(), c.stat()
+	cert, err := c.load()
+	if err != nil {
+		return nil, err
+	}
+	c.current.Store(cert)
+	return c, nil
+}
+
+func (c *certificateFiles) stat() (infos [2]os.FileInfo) {
+	for i, name := range []string{c.certFile, c.keyFile} {
+		if info, err := os.Stat(name); err == nil {
+			infos[i] = info
+		}
+	}
+	return infos
+}
+
+func (c *certificateFiles) load() (*tls.Certificate, error) {
+	certPEM, certErr := os.ReadFile(c.certFile)
+	if certErr != nil {
+		certErr = fmt.Errorf("conduit: CertFile: %w", certErr)
+	}
+	keyPEM, keyErr := os.ReadFile(c.keyFile)
+	if keyErr != nil {
+		keyErr = fmt.Errorf("conduit: KeyFile: %w", keyErr)
+	}
+	if err := errors.Join(certErr, keyErr); err != nil {
+		return nil, err
+	}
+	cert, err := tls.X509KeyPair(certPEM, keyPEM)
+	if err != nil {
+		return nil, fmt.Errorf("conduit: CertFile, KeyFile: %s, %s: %w", c.certFile, c.keyFile, err)
+	}
+	return &cert, nil
+}
+
+// get is a tls.Config.GetCertificate. A handshake never waits for another one
+// that looks at the files.
+func (c *certificateFiles) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+	if c.mu.TryLock() {
+		c.refresh()
+		c.mu.Unlock()
+	}
+	return c.current.Load(), nil
+}
+
+func (c *certificateFiles) refresh() {
+	now := time.Now()
+	if now.Sub(c.checked) < time.Second {
+		return
+	}
+	c.checked = now
+	seen := c.stat()
+	if sameFile(seen[0], c.seen[0]) && sameFile(seen[1], c.seen[1]) {
+		return
+	}
+	c.seen = seen
+	cert, err := c.load()
+	if err != nil {
+		c.logger.Error("certificate not reloaded, the old one stays in service", "err", err)
+		return
+	}
+	c.current.Store(cert)
+	c.logger.Info("certificate reloaded", "file", c.certFile)
+}
+
+// sameFile reports whether nothing suggests that the file was replaced or
+// written to between the two looks.
+func sameFile(a, b os.FileInfo) bool {
+	if a == nil || b == nil {
+		return a == b
+	}
+	return os.SameFile(a, b) && a.Size() == b.Size() && a.ModTime().Equal(b.ModTime())
+}
+
+// errorLog is where net/http's ErrorLog goes. Its messages are free text; the
+// prefixes that matter are told apart so that what every scanner on the
+// internet causes does not read like what a programmer must see.
+type errorLog struct{ logger *slog.Logger }
+
+func (l errorLog) Write(p []byte) (int, error) {
+	text := string(bytes.TrimSpace(p))
+	level := slog.LevelWarn
+	switch {
+	case strings.HasPrefix(text, "http: panic serving"), strings.HasPrefix(text, "http2: panic serving"),
+		strings.HasPrefix(text, "http: Accept error"):
+		level = slog.LevelError
+	case strings.HasPrefix(text, "http: TLS handshake error"):
+		if strings.HasSuffix(text, "EOF") || strings.Contains(text, "connection reset") || strings.Contains(text, "i/o timeout") {
+			level = slog.LevelDebug
+		}
+	}
+	l.logger.Log(context.Background(), level, "net/http", "err", text)
+	return len(p), nil
+}
+
+// serverHandler is the outermost handler of a Server.
+type serverHandler struct {
+	server *Server
+	next   http.Handler
+}
+
+func (h *serverHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	x := &exchange{ResponseWriter: w, server: h.server, outermost: true}
+	h.server.requests.Add(1)
+	defer x.finish()
+	h.next.ServeHTTP(x, r)
+}
+
+type serverKey struct{}
+
+func serverFrom(ctx context.Context) *Server {
+	s, _ := ctx.Value(serverKey{}).(*Server)
+	return s
+}
+
+// Draining returns a channel that is closed when the server of the request
+// with this context begins to drain. A handler that lasts, a stream or a long
+// poll, ends when it closes. Outside a conduit [Server] it is nil, which
+// blocks for ever.
+func Draining(ctx context.Context) <-chan struct{} {
+	if s := serverFrom(ctx); s != nil {
+		return s.draining
+	}
+	return nil
+}
+
+// Logger returns the logger of the server of the request with this context,
+// with request_id as an attribute behind [RequestID]. Outside a conduit
+// [Server] it is [slog.Default].
+func Logger(ctx context.Context) *slog.Logger {
+	logger := slog.Default()
+	if s := serverFrom(ctx); s != nil {
+		logger = s.logger
+	}
+	if id := RequestIDFrom(ctx); id != "" {
+		logger = logger.With("request_id", id)
+	}
+	return logger
+}
+
+// healthTimeout bounds the checks of one health request together.
+const healthTimeout = 5 * time.Second
+
+// Health returns a handler for load balancers and orchestrators. It answers
+// 200 {"status":"ok"} if every check returns nil, 503 {"status":"failing"} if
+// one does not, and 503 {"status":"draining"} without asking them once the
+// server drains. Checks run one after the other, on each request, and have 5
+// seconds together; an error goes to the log and never to the client. Replies
+// are not to be stored. Other methods than GET and HEAD get 405.
+//
+// A check is any func(context.Context) error, such as the PingContext of an
+// [database/sql.DB]. Health panics if one is nil.
+func Health(checks ...func(context.Context) error) http.Handler {
+	for i, check := range checks {
+		if check == nil {
+			panic(fmt.Sprintf("conduit: Health: check %d is nil", i+1))
+		}
+	}
+	checks = append([]func(context.Context) error(nil), checks...)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method != http.MethodGet && r.Method != http.MethodHead {
+			w.Header().Set("Allow", "GET, HEAD")
+			http.Error(w, http.StatusText(http.StatusMethodNotAllowed), http.StatusMethodNotAllowed)
+			return
+		}
+		status, body := http.StatusOK, `{"status":"ok"}`
+		select {
+		case <-Draining(r.Context()):
+			status, body = http.StatusServiceUnavailable, `{"status":"draining"}`
+		default:
+			if err := runChecks(r.Context(), checks); err != nil {
+				status, body = http.StatusServiceUnavailable, `{"status":"failing"}`
+				Logger(r.Context()).Error("health check failed", "err", err)
+			}
+		}
+		h := w.Header()
+		h.Set("Content-Type", "application/json")
+		h.Set("Cache-Control", "no-store")
+		w.WriteHeader(status)
+		io.WriteString(w, body)
+	})
+}
+
+func runChecks(ctx context.Context, checks []func(context.Context) error) error {
+	if len(checks) == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, healthTimeout)
+	defer cancel()
+	var errs []error
+	for _, check := range checks {
+		errs = append(errs, check(ctx))
+	}
+	return errors.Join(errs...)
+}
+
+// Middleware is what every part of a chain is.
+type Middleware = func(http.Handler) http.Handler
+
+// Chain composes middleware into one: the first is the outermost, the one that
+// sees a request first. It panics if one is nil.
+//
+// The usual order is [RequestID], [Recovery], [Logging], [Timeout]: the log
+// line then has the id, and its status is the one that Recovery sends for a
+// panic.
+func Chain(mw ...Middleware) Middleware {
+	for i, m := range mw {
+		if m == nil {
+			panic(fmt.Sprintf("conduit: Chain: middleware %d is nil", i+1))
+		}
+	}
+	mw = append([]Middleware(nil), mw...)
+	return func(h http.Handler) http.Handler {
+		for i := len(mw) - 1; i >= 0; i-- {
+			h = mw[i](h)
+		}
+		return h
+	}
+}
+
+// exchange is one request and its reply: the response writer that the
+// middleware shares, and with RequestID the request's context too. The Server
+// makes one, or else the first middleware that needs it; each finds it by a
+// type assertion on its ResponseWriter and fills in its part. A context may
+// outlive its request, so an exchange is never used again.
+type exchange struct {
+	http.ResponseWriter
+	context.Context              // set by RequestID
+	request         http.Request // RequestID's copy, with this context
+
+	server    *Server // nil outside a conduit Server
+	outermost bool    // made by the Server
+	finished  atomic.Bool
+
+	id       string
+	idHeader [1]string // id, as the value of a header field
+
+	status   int   // 0 until the header is written; never informational
+	bytes    int64 // of the body, as the handler wrote it
+	hijacked bool
+	recovers bool // Recovery is around whoever asks
+}
+
+// exchangeOf returns w if it is an exchange, and a new one around it if not.
+func exchangeOf(w http.ResponseWriter, r *http.Request) *exchange {
+	if x, ok := w.(*exchange); ok {
+		return x
+	}
+	return &exchange{ResponseWriter: w, server: serverFrom(r.Context())}
+}
+
+func (x *exchange) logger() *slog.Logger {
+	if x.server != nil {
+		return x.server.logger
+	}
+	return slog.Default()
+}
+
+// errFinished is what a goroutine gets that a handler has left behind. Let
+// through, its write would reach another request's buffer (HTTP/1) or crash
+// the process (HTTP/2).
+var errFinished = errors.New("conduit: write after the handler has returned")
+
+// Unwrap is for [http.ResponseController].
+func (x *exchange) Unwrap() http.ResponseWriter { return x.ResponseWriter }
+
+// Header hides that of [http.ResponseWriter] once the handler has returned.
+func (x *exchange) Header() http.Header {
+	if x.finished.Load() {
+		return make(http.Header)
+	}
+	return x.ResponseWriter.Header()
+}
+
+// WriteHeader passes informational replies on and does not take them for the
+// status (RFC 9110, Section 15.2).
+func (x *exchange) WriteHeader(status int) {
+	if x.finished.Load() {
+		return
+	}
+	if 200 <= status && status <= 999 || status == http.StatusSwitchingProtocols {
+		x.begin(status) // net/http panics beyond 999
+	}
+	x.ResponseWriter.WriteHeader(status)
+}
+
+func (x *exchange) Write(p []byte) (int, error) {
+	if x.finished.Load() {
+		return 0, errFinished
+	}
+	x.begin(http.StatusOK)
+	n, err := x.ResponseWriter.Write(p)
+	x.bytes += int64(n)
+	return n, err
+}
+
+// WriteString spares the copy that [io.WriteString] makes for a writer
+// without it.
+func (x *exchange) WriteString(p string) (int, error) {
+	if x.finished.Load() {
+		return 0, errFinished
+	}
+	x.begin(http.StatusOK)
+	n, err := io.WriteString(x.ResponseWriter, p)
+	x.bytes += int64(n)
+	return n, err
+}
+
+// ReadFrom keeps sendfile: net/http uses it only when the wrapper forwards
+// this method. A source that fails before its first byte leaves the header
+// unwritten, so that the handler can still answer with an error.
+func (x *exchange) ReadFrom(src io.Reader) (int64, error) {
+	if x.finished.Load() {
+		return 0, errFinished
+	}
+	rf, ok := x.ResponseWriter.(io.ReaderFrom)
+	if !ok {
+		return io.Copy(struct{ io.Writer }{x}, src)
+	}
+	if x.status == 0 {
+		x.announceClose(http.StatusOK)
+	}
+	n, err := rf.ReadFrom(src)
+	if n > 0 && x.status == 0 {
+		x.status = http.StatusOK
+	}
+	x.bytes += n
+	return n, err
+}
+
+// Flush is FlushError for those who look for an [http.Flusher].
+func (x *exchange) Flush() { x.FlushError() }
+
+func (x *exchange) FlushError() error {
+	if x.finished.Load() {
+		return errFinished
+	}
+	x.begin(http.StatusOK)
+	return http.NewResponseController(x.ResponseWriter).Flush()
+}
+
+func (x *exchange) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	if x.finished.Load() {
+		return nil, nil, errFinished
+	}
+	conn, buf, err := http.NewResponseController(x.ResponseWriter).Hijack()
+	if err == nil && !x.hijacked {
+		x.hijacked = true
+		if x.outermost {
+			x.server.hijacked.Add(1)
+		}
+	}
+	return conn, buf, err
+}
+
+// begin notes that the header is about to be written with this status.
+func (x *exchange) begin(status int) {
+	if x.status == 0 {
+		x.status = status
+		x.announceClose(status)
+	}
+}
+
+// announceClose tells the client to leave if the server drains. It is decided
+// here, when the header goes out, so that requests which were there before the
+// drain are told as well.
+func (x *exchange) announceClose(status int) {
+	if x.server != nil && x.server.sayClose.Load() && status != http.StatusSwitchingProtocols {
+		x.ResponseWriter.Header()["Connection"] = []string{"close"}
+	}
+}
+
+// finish is called once the handler of the server has returned or panicked.
+func (x *exchange) finish() {
+	s := x.server
+	if x.status == 0 && !x.hijacked {
+		x.announceClose(http.StatusOK)
+	}
+	x.finished.Store(true)
+	s.requests.Add(-1)
+	if x.hijacked {
+		s.hijacked.Add(-1)
+	}
+	if s.isDrained.Load() {
+		s.drained.Add(1)
+		if x.hijacked {
+			s.hijackedWaited.Add(1)
+		}
+		s.notify()
+	}
+}
+
+type exchangeKey struct{}
+
+// Value makes the exchange a context that knows itself.
+func (x *exchange) Value(key any) any {
+	if key == (exchangeKey{}) {
+		return x
+	}
+	return x.Context.Value(key)
+}
+
+// copyBack copies what a router and a handler have set on their copy of a
+// request to the one that the copy was made from: the pattern, for whoever
+// logs it, and the multipart form, whose temporary files net/http removes only
+// if it finds them on its own request (golang/go#58809).
+func copyBack(r, copied *http.Request) {
+	r.Pattern = copied.Pattern
+	if r.MultipartForm == nil {
+		r.MultipartForm = copied.MultipartForm
+	}
+}
+
+// requestIDField is the canonical name of the field that carries the id.
+const requestIDField = "X-Request-Id"
+
+// RequestID gives each request an id, for logs and for whoever reports a
+// fault: the incoming X-Request-ID if that is 1 to 128 characters of
+// A-Z a-z 0-9 . _ -, and otherwise 26 random ones with 128 bits of entropy.
+// The reply carries it in X-Request-ID, [RequestIDFrom] and [Logger] find it in
+// the context.
+//
+// The incoming one is the client's to choose, so an id is no proof of anything.
+// Where clients are not to choose, let the proxy in front set the header.
+func RequestID() Middleware {
+	return func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			x := exchangeOf(w, r)
+			if x.id != "" {
+				next.ServeHTTP(x, r)
+				return
+			}
+			x.identify(r)
+			defer copyBack(r, &x.request)
+			next.ServeHTTP(x, &x.request)
+		})
+	}
+}
+
+// identify gives the exchange an id and makes it the context of its request.
+func (x *exchange) identify(r *http.Request) {
+	if in := r.Header[requestIDField]; len(in) == 1 && isRequestID(in[0]) {
+		x.id = in[0]
+	} else {
+		x.id = rand.Text()
+	}
+	x.idHeader[0] = x.id
+	x.Header()[requestIDField] = x.idHeader[:]
+	x.Context = r.Context()
+	x.request = *r.WithContext(x)
+}
+
+// isRequestID reports whether an id from outside is fit to be logged and sent
+// on.
+func isRequestID(id string) bool {
+	if len(id) == 0 || len(id) > 128 {
+		return false
+	}
+	for i := range len(id) {
+		switch c := id[i]; {
+		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9', c == '.', c == '_', c == '-':
+		default:
+			return false
+		}
+	}
+	return true
+}
+
+// RequestIDFrom returns the id that [RequestID] gave the request with this
+// context, and "" without one.
+func RequestIDFrom(ctx context.Context) string {
+	if x, ok := ctx.Value(exchangeKey{}).(*exchange); ok {
+		return x.id
+	}
+	return ""
+}
+
+// Recovery turns a panic of the handler into a 500 and a line in the log with
+// the panic's value and stack, neither of which the client sees. If the reply
+// has started it is cut instead, with [http.ErrAbortHandler], so that nobody
+// takes half a body for a whole one. ErrAbortHandler itself passes through
+// unlogged. A handler that ends its goroutine ([runtime.Goexit]) gets a 500 as
+// well.
+func Recovery() Middleware {
+	return func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			x := exchangeOf(w, r)
+			outer := x.recovers
+			x.recovers = true
+			returned := false
+			defer func() {
+				x.recovers = outer
+				if !returned {
+					recovered(x, r, recover())
+				}
+			}()
+			next.ServeHTTP(x, r)
+			returned = true
+		})
+	}
+}
+
+// recovered answers for a handler that panicked with this value, or that ended
+// its goroutine if the value is nil.
+func recovered(x *exchange, r *http.Request, value any) {
+	if value == http.ErrAbortHandler {
+		panic(value)
+	}
+	message := "panic"
+	stack := debug.Stack()
+	switch v := value.(type) {
+	case nil:
+		message, value = "handler ended its goroutine", "runtime.Goexit"
+	case *panicError:
+		value, stack = v.value, v.stack
+	}
+	attrs := []slog.Attr{
+		slog.String("method", r.Method),
+		slog.String("path", r.URL.Path),
+		slog.String("pattern", r.Pattern),
+		slog.String("remote", r.RemoteAddr),
+		slog.String("err", fmt.Sprint(value)),
+		slog.String("stack", string(stack)),
+	}
+	if x.id != "" {
+		attrs = append(attrs, slog.String("request_id", x.id))
+	}
+	x.logger().LogAttrs(r.Context(), slog.LevelError, message, attrs...)
+	if x.status != 0 || x.hijacked {
+		panic(http.ErrAbortHandler)
+	}
+
+	h := x.Header()
+	for _, field := range []string{"Cache-Control", "Content-Encoding", "Content-Range", "Etag", "Last-Modified"} {
+		delete(h, field)
+	}
+	const body = "Internal Server Error\n"
+	h.Set("Content-Type", "text/plain; charset=utf-8")
+	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("Content-Length", fmt.Sprint(len(body)))
+	if message != "panic" {
+		// The goroutine is net/http's, which closes the connection without
+		// flushing it when the goroutine ends.
+		h.Set("Connection", "close")
+		defer x.FlushError()
+	}
+	x.WriteHeader(http.StatusInternalServerError)
+	io.WriteString(x, body)
+}
+
+// panicError carries a panic to another goroutine with the stack on which it
+// happened. Recovery logs both; without Recovery, net/http prints both.
+type panicError struct {
+	value any
+	stack []byte
+}
+
+func (p *panicError) Error() string { return fmt.Sprintf("%v\n\n%s", p.value, p.stack) }
+
+// Unwrap returns the value if it is an error.
+func (p *panicError) Unwrap() error {
+	err, _ := p.value.(error)
+	return err
+}
+
+// carryPanic returns what to panic with on another goroutine. It must be
+// called on the one that panicked, before that unwinds. ErrAbortHandler stays
+// as it is, since net/http compares it.
+func carryPanic(value any) any {
+	if _, ok := value.(*panicError); ok || value == http.ErrAbortHandler {
+		return value
+	}
+	return &panicError{value, debug.Stack()}
+}
+
+// LoggingConfig configures [LoggingWith].
+type LoggingConfig struct {
+	// Skip, when set, reports which requests not to log, such as health
+	// checks.
+	Skip func(*http.Request) bool
+
+	// Attrs, when set, returns attributes to add to a request's line. It is
+	// called after the handler has returned, with the pattern in place.
+	Attrs func(*http.Request) []slog.Attr
+}
+
+// Logging logs a line for each request when it ends. See [LoggingWith].
+func Logging() Middleware { return LoggingWith(nil) }
+
+// LoggingWith logs a line for each request when it ends: the message request,
+// at level error for a status from 500 on and at level info below, with the
+// attributes method, path (without the query, which may hold secrets), pattern
+// (the route), status, bytes (of the body, before any compression outside of
+// it), duration, remote and, behind [RequestID], request_id. aborted=true says
+// that the reply was cut; its status is 0 if nothing was sent. The status of a
+// hijacked connection is 101.
+//
+// A nil cfg logs every request.
+func LoggingWith(cfg *LoggingConfig) Middleware {
+	var c LoggingConfig
+	if cfg != nil {
+		c = *cfg
+	}
+	return func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if c.Skip != nil && c.Skip(r) {
+				next.ServeHTTP(w, r)
+				return
+			}
+			x := exchangeOf(w, r)
+			start := time.Now()
+			returned := false
+			defer func() {
+				if returned {
+					c.log(x, r, start, x.status, false)
+					return
+				}
+				value := recover()
+				if status := x.status; status == 0 && x.recovers && !x.hijacked && value != http.ErrAbortHandler {
+					c.log(x, r, start, http.StatusInternalServerError, false)
+				} else {
+					c.log(x, r, start, status, true)
+				}
+				if value != nil {
+					panic(value)
+				}
+			}()
+			next.ServeHTTP(x, r)
+			returned = true
+		})
+	}
+}
+
+func (c *LoggingConfig) log(x *exchange, r *http.Request, start time.Time, status int, aborted bool) {
+	if status == 0 && !aborted {
+		status = http.StatusOK
+		if x.hijacked {
+			status = http.StatusSwitchingProtocols
+		}
+	}
+	level := slog.LevelInfo
+	if status >= 500 {
+		level = slog.LevelError
+	}
+	logger := x.logger()
+	if !logger.Enabled(r.Context(), level) {
+		return
+	}
+	duration := time.Since(start)
+	// A Record made by hand has no program counter: finding it costs more
+	// than the rest, and it would always point here.
+	record := slog.NewRecord(start.Add(duration), level, "request", 0)
+	attrs := append(make([]slog.Attr, 0, 9),
+		slog.String("method", r.Method),
+		slog.String("path", r.URL.Path),
+		slog.String("pattern", r.Pattern),
+		slog.Int("status", status),
+		slog.Int64("bytes", x.bytes),
+		slog.Duration("duration", duration),
+		slog.String("remote", r.RemoteAddr),
+	)
+	if x.id != "" {
+		attrs = append(attrs, slog.String("request_id", x.id))
+	}
+	if aborted {
+		attrs = append(attrs, slog.Bool("aborted", true))
+	}
+	if c.Attrs != nil {
+		attrs = append(attrs, c.Attrs(r)...)
+	}
+	record.AddAttrs(attrs...)
+	_ = logger.Handler().Handle(r.Context(), record)
+}

@@ -1,0 +1,3 @@
+module example.com/conduit
+
+go 1.25

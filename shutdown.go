@@ -1,0 +1,388 @@
+package conduit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"reflect"
+	"runtime"
+	"runtime/debug"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// ShutdownConfig configures [NewGracefulShutdown]. A zero field means the
+// default that its comment gives, a negative duration none. HookTimeout and
+// Delay, left to their defaults, are at most a quarter of Timeout each.
+type ShutdownConfig struct {
+	// Timeout bounds a whole shutdown: delay, drain and hooks. 30 seconds by
+	// default, which is also what Kubernetes grants before it kills. Negative:
+	// requests may take as long as they like.
+	Timeout time.Duration
+
+	// HookTimeout is the part of Timeout that is kept for the hooks, 5 seconds
+	// by default, so that a stuck client cannot take it. Negative: nothing is
+	// kept, and the hooks have what is left.
+	HookTimeout time.Duration
+
+	// Delay is how long to go on serving, draining, before the listener
+	// closes: the time for clients and proxies to learn of it and go
+	// elsewhere. 500 milliseconds by default. Behind a load balancer that
+	// polls [Health] it should be longer than two polls, 5 seconds as a rule.
+	Delay time.Duration
+
+	// Signals are what [GracefulShutdown.Run] waits for: SIGINT and SIGTERM if
+	// it is nil, and none if it is empty.
+	Signals []os.Signal
+}
+
+// DefaultShutdownConfig returns the defaults: a Timeout of 30 seconds of which
+// 5 are kept for the hooks, a Delay of 500 milliseconds, SIGINT and SIGTERM.
+func DefaultShutdownConfig() *ShutdownConfig {
+	return &ShutdownConfig{
+		Timeout:     30 * time.Second,
+		HookTimeout: 5 * time.Second,
+		Delay:       500 * time.Millisecond,
+		Signals:     []os.Signal{syscall.SIGINT, syscall.SIGTERM},
+	}
+}
+
+func (c *ShutdownConfig) withDefaults() (ShutdownConfig, error) {
+	var d ShutdownConfig
+	if c != nil {
+		d = *c
+	}
+	defaults := DefaultShutdownConfig()
+	if d.Timeout == 0 {
+		d.Timeout = defaults.Timeout
+	}
+	if d.Timeout > 0 {
+		defaults.HookTimeout = min(defaults.HookTimeout, d.Timeout/4, (d.Timeout-max(d.Delay, 0))/2)
+		defaults.Delay = min(defaults.Delay, d.Timeout/4, (d.Timeout-max(d.HookTimeout, 0))/2)
+		explicit := max(d.Delay, 0) + max(d.HookTimeout, 0)
+		if explicit >= d.Timeout {
+			return d, fmt.Errorf("conduit: Timeout: %v leaves no time to drain beside Delay, %v, and HookTimeout, %v", d.Timeout, d.Delay, d.HookTimeout)
+		}
+	}
+	if d.HookTimeout == 0 {
+		d.HookTimeout = defaults.HookTimeout
+	}
+	if d.Delay == 0 {
+		d.Delay = defaults.Delay
+	}
+	if d.Signals == nil {
+		d.Signals = defaults.Signals
+	}
+	d.Signals = append([]os.Signal(nil), d.Signals...)
+	return d, nil
+}
+
+// GracefulShutdown runs a [Server] until it is told to stop and then stops it
+// without losing a request. In order:
+//
+//  1. Health answers 503, the channel of [Draining] closes. Connections are
+//     still accepted and requests answered.
+//  2. For four fifths of Delay every reply carries Connection: close, which is
+//     a GOAWAY on HTTP/2, so that clients and proxies leave.
+//  3. For the last fifth replies keep their connections again, so that nobody
+//     has a reason to dial.
+//  4. What is queued in the listener is accepted, then the listener closes.
+//  5. Replies carry Connection: close again for up to 250 ms, until no
+//     connection is left.
+//  6. Idle connections are closed, and requests that run are waited for. When
+//     the time is up, their contexts are cancelled and connections closed.
+//  7. The hooks run, last in first out.
+//
+// A second signal cuts what is left and goes on with the hooks; a third ends
+// the process at once, with exit status 128 plus the number of the signal, as
+// a shell reports it. A line in the log, with the message shutdown, says at
+// the end what came of it.
+//
+// Its methods may be called from any goroutine.
+type GracefulShutdown struct {
+	server  *Server
+	config  ShutdownConfig
+	trigger chan struct{} // closed by Shutdown
+	once    sync.Once
+
+	mu    sync.Mutex // guards what follows
+	ran   bool
+	hooks []func(context.Context) error
+}
+
+// NewGracefulShutdown returns a GracefulShutdown for srv. A nil cfg means all
+// defaults. It panics if srv is nil, or if the configuration leaves no time to
+// drain.
+func NewGracefulShutdown(srv *Server, cfg *ShutdownConfig) *GracefulShutdown {
+	c, err := cfg.withDefaults()
+	if srv == nil {
+		err = errors.New("conduit: NewGracefulShutdown: the server is nil")
+	}
+	if err != nil {
+		panic(err)
+	}
+	return &GracefulShutdown{server: srv, config: c, trigger: make(chan struct{})}
+}
+
+// StartWithGracefulShutdown is [NewGracefulShutdown] and
+// [GracefulShutdown.Start] in one, for a service without hooks.
+func StartWithGracefulShutdown(srv *Server, cfg *ShutdownConfig) error {
+	return NewGracefulShutdown(srv, cfg).Start()
+}
+
+// RegisterHook adds a function to run when the server has stopped, or has
+// failed to start. The last one registered runs first, so that what was opened
+// last is closed first: register the closing of a database right after opening
+// it.
+//
+// The hooks share HookTimeout: each one's context ends after an equal part of
+// what is left of it. A hook that fails, panics or outstays its context does
+// not keep the others from running; the error of Run names it. A hook may
+// register another, which runs next. RegisterHook panics if hook is nil.
+func (g *GracefulShutdown) RegisterHook(hook func(context.Context) error) {
+	if hook == nil {
+		panic(errors.New("conduit: RegisterHook: the hook is nil"))
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.hooks = append(g.hooks, hook)
+}
+
+// Start listens on Config.Address, serves, waits for a signal and shuts down.
+// It is [GracefulShutdown.Run] without a context and a listener.
+func (g *GracefulShutdown) Start() error {
+	return g.Run(context.Background(), nil)
+}
+
+// Run serves on l, or on Config.Address if l is nil, until a signal comes, ctx
+// ends, Shutdown is called or the server stops for another reason. It shuts
+// down and returns nil after a clean end. The error joins everything that went
+// wrong: why the server could not serve, how many connections had to be cut,
+// which hooks failed. It runs once; a second call returns an error.
+//
+// While it runs, its signals do not have the effect they have otherwise;
+// afterwards they have it again.
+func (g *GracefulShutdown) Run(ctx context.Context, l net.Listener) error {
+	g.mu.Lock()
+	again := g.ran
+	g.ran = true
+	g.mu.Unlock()
+	if again {
+		return errors.New("conduit: Run: was called before")
+	}
+
+	signals := make(chan os.Signal, 3)
+	if len(g.config.Signals) > 0 {
+		signal.Notify(signals, g.config.Signals...)
+		defer signal.Stop(signals)
+	}
+	served := make(chan error, 1)
+	go func() {
+		if l == nil {
+			served <- g.server.ListenAndServe()
+		} else {
+			served <- g.server.Serve(l)
+		}
+	}()
+
+	log := g.server.logger
+	var serveErr error
+	stopped := false // without us
+	heard := 0       // signals
+	select {
+	case serveErr = <-served:
+		stopped = true
+	case sig := <-signals:
+		heard++
+		log.Info("draining", "cause", sig.String())
+	case <-ctx.Done():
+		log.Info("draining", "cause", context.Cause(ctx).Error())
+	case <-g.trigger:
+		log.Info("draining", "cause", "Shutdown")
+	}
+
+	start := time.Now()
+	hurry, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer cancel(nil)
+	finished := make(chan struct{})
+	defer close(finished)
+	go g.escalate(signals, heard, cancel, finished)
+
+	var delayed time.Duration
+	if !stopped {
+		delayed = g.delay(hurry)
+	}
+	drainCtx, cancelDrain := g.drainContext(hurry, start)
+	defer cancelDrain()
+	report := g.server.shutdown(drainCtx)
+	if !stopped {
+		serveErr = <-served
+	}
+	hooksStart := time.Now()
+	hooksErr := g.runHooks(context.WithoutCancel(ctx), start)
+
+	err := errors.Join(serveErr, report.err(), hooksErr)
+	if serveErr != nil && g.server.Addr() == nil {
+		return err // it never served, and the error says all there is
+	}
+	level, attrs := slog.LevelInfo, []slog.Attr{
+		slog.Int64("drained", report.drained),
+		slog.Int64("cut", report.cut),
+		slog.Int64("hijacked_waited", report.hijackedWaited),
+		slog.Int64("hijacked_left", report.hijackedLeft),
+		slog.Duration("delay", delayed),
+		slog.Duration("accept", report.accepting),
+		slog.Duration("linger", report.lingering),
+		slog.Duration("wait", report.waiting),
+		slog.Duration("hooks", time.Since(hooksStart)),
+		slog.Duration("duration", time.Since(start)),
+	}
+	if err != nil {
+		level, attrs = slog.LevelError, append(attrs, slog.Any("err", err))
+	}
+	log.LogAttrs(ctx, level, "shutdown", attrs...)
+	return err
+}
+
+// Shutdown makes Run shut down, as a signal does, and returns at once. It may
+// be called any number of times, also before Run; only signals escalate.
+func (g *GracefulShutdown) Shutdown() {
+	g.once.Do(func() { close(g.trigger) })
+}
+
+var errHurry = errors.New("conduit: Run: a second signal")
+
+// escalate hears the signals that come during a shutdown; heard says how many
+// came before. It returns when the shutdown has finished.
+func (g *GracefulShutdown) escalate(signals <-chan os.Signal, heard int, hurry context.CancelCauseFunc, finished <-chan struct{}) {
+	for {
+		select {
+		case sig := <-signals:
+			heard++
+			if heard == 2 {
+				g.server.logger.Warn("shutdown hurried", "cause", sig.String())
+				hurry(errHurry)
+			}
+			if heard > 2 {
+				g.server.logger.Error("shutdown given up", "cause", sig.String())
+				os.Exit(exitStatus(sig))
+			}
+		case <-finished:
+			return
+		}
+	}
+}
+
+// exitStatus is what a shell reports for a process that the signal killed.
+// Raising the signal again would not do: a process that was started with it
+// ignored, as one in the background of a script is, would live on.
+func exitStatus(sig os.Signal) int {
+	if n, ok := sig.(syscall.Signal); ok {
+		return 128 + int(n)
+	}
+	return 1
+}
+
+// drainContext returns a context that ends when the hooks' time begins.
+func (g *GracefulShutdown) drainContext(hurry context.Context, start time.Time) (context.Context, context.CancelFunc) {
+	if g.config.Timeout < 0 {
+		return context.WithCancel(hurry)
+	}
+	return context.WithDeadline(hurry, start.Add(g.config.Timeout-max(g.config.HookTimeout, 0)))
+}
+
+// delay serves on while clients leave, and returns how long it did. It is kept
+// whole even when no connection is open: a client that was told to close is
+// dialling again at that very moment.
+func (g *GracefulShutdown) delay(ctx context.Context) time.Duration {
+	start := time.Now()
+	g.server.Drain()
+	if g.config.Delay > 0 {
+		leave := g.config.Delay * 4 / 5
+		pause(ctx, leave)
+		g.server.sayClose.Store(false)
+		pause(ctx, g.config.Delay-leave)
+	}
+	return time.Since(start)
+}
+
+func pause(ctx context.Context, d time.Duration) {
+	ctx, cancel := context.WithTimeout(ctx, d)
+	defer cancel()
+	<-ctx.Done()
+}
+
+// runHooks runs the hooks, last in first out, including those that are
+// registered meanwhile.
+func (g *GracefulShutdown) runHooks(ctx context.Context, start time.Time) error {
+	var deadline time.Time
+	switch {
+	case g.config.HookTimeout > 0:
+		deadline = time.Now().Add(g.config.HookTimeout)
+	case g.config.Timeout > 0:
+		deadline = start.Add(g.config.Timeout)
+	}
+	var errs []error
+	for {
+		g.mu.Lock()
+		left := len(g.hooks)
+		if left == 0 {
+			g.mu.Unlock()
+			return errors.Join(errs...)
+		}
+		hook := g.hooks[left-1]
+		g.hooks = g.hooks[:left-1]
+		g.mu.Unlock()
+
+		hookCtx, cancel := ctx, context.CancelFunc(func() {})
+		if !deadline.IsZero() {
+			hookCtx, cancel = context.WithTimeout(ctx, time.Until(deadline)/time.Duration(left))
+		}
+		if err := runHook(hookCtx, hook); err != nil {
+			errs = append(errs, fmt.Errorf("conduit: hook %s: %w", hookName(hook), err))
+		}
+		cancel()
+	}
+}
+
+// runHook runs one hook and gives up on it when its context ends.
+func runHook(ctx context.Context, hook func(context.Context) error) error {
+	done := make(chan error, 1)
+	go func() {
+		var err error
+		returned := false
+		defer func() {
+			if value := recover(); value != nil {
+				err = fmt.Errorf("panic: %v\n%s", value, debug.Stack())
+			} else if !returned {
+				err = errors.New("ended its goroutine")
+			}
+			done <- err
+		}()
+		err = hook(ctx)
+		returned = true
+	}()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+	}
+	select {
+	case err := <-done:
+		return err
+	case <-time.After(hookGrace):
+		return fmt.Errorf("did not return: %w", ctx.Err())
+	}
+}
+
+// hookGrace is how much later than its context's end a hook may return.
+const hookGrace = 50 * time.Millisecond
+
+func hookName(hook func(context.Context) error) string {
+	return runtime.FuncForPC(reflect.ValueOf(hook).Pointer()).Name()
+}

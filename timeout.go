@@ -1,0 +1,743 @@
+package conduit
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"maps"
+	"net"
+	"net/http"
+	"os"
+	"runtime"
+	"slices"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// ErrTimeout is the cause ([context.Cause]) of a request's context that timed
+// out, and what a handler's writes return from then on. The context's Err is
+// [context.DeadlineExceeded]; ErrTimeout is that too, and
+// [http.ErrHandlerTimeout], for [errors.Is].
+var ErrTimeout error = timeoutError{}
+
+type timeoutError struct{}
+
+func (timeoutError) Error() string { return "conduit: Timeout: the handler did not answer in time" }
+func (timeoutError) Timeout() bool { return true }
+func (timeoutError) Is(target error) bool {
+	return target == context.DeadlineExceeded || target == http.ErrHandlerTimeout
+}
+
+// TimeoutConfig configures [TimeoutWith].
+type TimeoutConfig struct {
+	// Duration is how long a handler may take to begin its reply and to end
+	// it. Required, positive.
+	Duration time.Duration
+
+	// Status is the status of the reply that is sent for a late handler, 503
+	// by default. It must be an error, 400 to 599.
+	Status int
+
+	// Message is the body of that reply, the text of the status by default.
+	Message string
+
+	// ContentType is its media type: application/json by default if Message
+	// is valid JSON, or else text/plain; charset=utf-8.
+	ContentType string
+
+	// Fast runs the handler on the goroutine that serves the connection. See
+	// [FastTimeout] for what that gains and costs.
+	Fast bool
+
+	// Skip, when set, reports which requests not to limit.
+	Skip func(*http.Request) bool
+}
+
+// timeoutGrace is how much later than a timeout the connection's write
+// deadline is set, for the reply to be delivered.
+const timeoutGrace = 5 * time.Second
+
+func (c *TimeoutConfig) withDefaults() (TimeoutConfig, error) {
+	var d TimeoutConfig
+	if c != nil {
+		d = *c
+	}
+	if d.Status == 0 {
+		d.Status = http.StatusServiceUnavailable
+	}
+	if d.Message == "" {
+		d.Message = http.StatusText(d.Status) + "\n"
+	}
+	if d.ContentType == "" {
+		d.ContentType = "text/plain; charset=utf-8"
+		if json.Valid([]byte(d.Message)) {
+			d.ContentType = "application/json"
+		}
+	}
+	var faults []error
+	if d.Duration <= 0 {
+		faults = append(faults, fmt.Errorf("conduit: Duration: %v is not positive", d.Duration))
+	}
+	if d.Status < 400 || d.Status > 599 {
+		faults = append(faults, fmt.Errorf("conduit: Status: %d is not an error, 400 to 599", d.Status))
+	}
+	return d, errors.Join(faults...)
+}
+
+// Timeout answers 503 for a handler that has not begun its reply after d, and
+// cuts the reply of one that has not ended it. See [TimeoutWith]. It panics
+// unless d is positive.
+func Timeout(d time.Duration) Middleware {
+	return TimeoutWith(&TimeoutConfig{Duration: d})
+}
+
+// FastTimeout is [Timeout] without the goroutine that it starts for each
+// request, at less than half the cost. It answers at the same moment, but it
+// cannot leave a handler behind: the connection, or the HTTP/2 stream, is free
+// only when the handler returns, a started reply on HTTP/1 is cut only then,
+// and on HTTP/1 a timeout closes the connection. It suits handlers that heed
+// their context. It panics unless d is positive.
+func FastTimeout(d time.Duration) Middleware {
+	return TimeoutWith(&TimeoutConfig{Duration: d, Fast: true})
+}
+
+// TimeoutWith limits how long a handler may take. When the time is up,
+//
+//   - the request's context is cancelled: its Err is
+//     [context.DeadlineExceeded], its cause [ErrTimeout];
+//   - a handler that has not begun its reply is answered for, with the status
+//     and the message of the configuration;
+//   - a reply that has begun is cut, with [http.ErrAbortHandler], so that no
+//     client takes a part for the whole;
+//   - a handler that waits for the request's body is freed, and what it still
+//     writes is refused with ErrTimeout.
+//
+// Nothing is buffered: until then writes and flushes go straight through,
+// informational replies and sendfile too. The connection's write deadline is
+// moved to 5 seconds after the timeout where the server's WriteTimeout is
+// sooner, so that the reply for a late handler is delivered. Whoever hijacks
+// the connection ends the timeout.
+//
+// The handler runs on a goroutine of its own unless Fast is set. A panic there
+// goes on on the serving goroutine, with its value and stack, where [Recovery]
+// finds it; one that comes too late is logged. A handler that ignores its
+// context runs on until it returns.
+//
+// TimeoutWith panics, naming each field, if cfg is nil, the Duration is not
+// positive or the Status is not an error.
+func TimeoutWith(cfg *TimeoutConfig) Middleware {
+	c, err := cfg.withDefaults()
+	if err != nil {
+		panic(err)
+	}
+	return func(next http.Handler) http.Handler {
+		return &timeoutHandler{
+			TimeoutConfig: c,
+			next:          next,
+			body:          []byte(c.Message),
+			contentType:   []string{c.ContentType},
+			contentLength: []string{strconv.Itoa(len(c.Message))},
+		}
+	}
+}
+
+type timeoutHandler struct {
+	TimeoutConfig
+	next                       http.Handler
+	body                       []byte
+	contentType, contentLength []string  // shared by all replies, never written to
+	workers                    sync.Pool // of *timeoutWorker
+}
+
+func (h *timeoutHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if h.Skip != nil && h.Skip(r) {
+		h.next.ServeHTTP(w, r)
+		return
+	}
+	now := time.Now()
+	t := &timeoutWriter{
+		ResponseWriter: w,
+		Context:        r.Context(),
+		handler:        h,
+		original:       r,
+		deadline:       now.Add(h.Duration),
+	}
+	t.request = *r.WithContext(t)
+	t.extendWriteDeadline(now)
+	k := h.worker(t, now)
+	if h.Fast {
+		h.serveHere(t, k)
+	} else {
+		h.serveAside(t, k)
+	}
+}
+
+// serveAside runs the handler on a goroutine of its own, which it leaves
+// behind if the time is up.
+func (h *timeoutHandler) serveAside(t *timeoutWriter, k *timeoutWorker) {
+	go k.run()
+	<-k.done
+	if t.state.Load() == timeoutFired {
+		if !t.answer() {
+			panic(http.ErrAbortHandler)
+		}
+		return
+	}
+	h.release(k)
+	t.cancel()
+	copyBack(t.original, &t.request)
+	switch {
+	case t.panicked != nil:
+		panic(t.panicked)
+	case t.exited:
+		runtime.Goexit()
+	}
+	t.finish()
+}
+
+// serveHere runs the handler on this goroutine; the timer's answers for it.
+func (h *timeoutHandler) serveHere(t *timeoutWriter, k *timeoutWorker) {
+	returned := false
+	defer func() {
+		t.end()
+		if !h.release(k) {
+			<-k.done // the timer's goroutine may be at work on the reply
+		}
+		t.cancel()
+		copyBack(t.original, &t.request)
+		if !returned {
+			return
+		}
+		if t.aborted {
+			panic(http.ErrAbortHandler)
+		}
+		t.finish()
+	}()
+	h.next.ServeHTTP(t, &t.request)
+	returned = true
+}
+
+// timeoutWorker is what costs an allocation and can be used again: a timer, a
+// channel, and the functions to start them with.
+type timeoutWorker struct {
+	t      *timeoutWriter
+	timer  *time.Timer
+	done   chan struct{} // gets one value: the handler has ended, or the timer has fired
+	run    func()        // w.serve, as a value for the go statement
+	shared bool          // may go back to the pool
+}
+
+// worker returns a worker for t whose timer runs.
+func (h *timeoutHandler) worker(t *timeoutWriter, now time.Time) *timeoutWorker {
+	// In a testing/synctest bubble, where alone the time has no monotonic
+	// part, timers and channels must not come from outside nor go there.
+	shared := now != now.Round(0)
+	if shared {
+		if k, ok := h.workers.Get().(*timeoutWorker); ok {
+			k.t = t
+			k.timer.Reset(h.Duration)
+			return k
+		}
+	}
+	k := &timeoutWorker{t: t, done: make(chan struct{}, 1), shared: shared}
+	k.run = k.serve
+	k.timer = time.AfterFunc(h.Duration, k.expire)
+	return k
+}
+
+// release stops the timer and reports whether it did. Only then is the worker
+// used again, for a timer that has fired is still at work on it.
+func (h *timeoutHandler) release(k *timeoutWorker) bool {
+	if !k.timer.Stop() {
+		return false
+	}
+	if k.shared {
+		k.t = nil
+		h.workers.Put(k)
+	}
+	return true
+}
+
+// serve is the handler's goroutine.
+func (k *timeoutWorker) serve() {
+	t := k.t
+	returned := false
+	defer func() {
+		if !returned {
+			if value := recover(); value != nil {
+				t.panicked = carryPanic(value)
+			} else {
+				t.exited = true
+			}
+		}
+		if t.end() {
+			k.done <- struct{}{}
+			return
+		}
+		t.late()
+	}()
+	t.handler.next.ServeHTTP(t, &t.request)
+	returned = true
+}
+
+// expire is the timer's goroutine.
+func (k *timeoutWorker) expire() {
+	t := k.t
+	fired := t.state.CompareAndSwap(timeoutRunning, timeoutFired)
+	if fired {
+		t.live().cancel(ErrTimeout)
+		if t.handler.Fast {
+			t.aborted = !t.answer()
+		}
+	}
+	if fired || t.handler.Fast {
+		k.done <- struct{}{}
+	}
+}
+
+// The states of a timeoutWriter. It leaves timeoutRunning once: the timer, the
+// handler's end and a release race for it, and the first one has its way.
+const (
+	timeoutRunning  = iota
+	timeoutReleased // the handler may take as long as it likes
+	timeoutEnded    // the handler has ended
+	timeoutFired
+)
+
+// timeoutWriter is the handler's ResponseWriter and the context of its
+// request. It has a header map of its own, since a handler that was left
+// behind may still write to it, and lets nothing through to the ResponseWriter
+// inside once the middleware has returned.
+type timeoutWriter struct {
+	http.ResponseWriter
+	context.Context
+	handler  *timeoutHandler
+	original *http.Request
+	request  http.Request // the copy for the handler
+	deadline time.Time
+
+	state   atomic.Int32
+	started atomic.Bool // the header is written; set with mu held
+
+	mu        sync.Mutex  // held over each write
+	header    http.Header // nil until the handler asks for it
+	committed int         // len(header) when it was written
+
+	// control is held while a deadline is set. It is not mu, because a
+	// deadline may be what ends a write.
+	control sync.Mutex
+
+	contextMu sync.Mutex // held while cancellation is made
+	context   atomic.Pointer[timeoutContext]
+
+	panicked any  // what the handler panicked with
+	exited   bool // the handler ended its goroutine
+	aborted  bool // the timer found the reply begun
+}
+
+// extendWriteDeadline moves the connection's write deadline past the timeout's
+// if it is sooner. net/http sets it anew for the next request.
+func (t *timeoutWriter) extendWriteDeadline(now time.Time) {
+	srv, ok := t.Context.Value(http.ServerContextKey).(*http.Server)
+	if !ok || srv.WriteTimeout <= 0 || srv.WriteTimeout >= t.handler.Duration+timeoutGrace {
+		return
+	}
+	if outer, ok := t.Context.Value(timeoutKey{}).(*timeoutWriter); ok && outer.deadline.After(t.deadline) {
+		return
+	}
+	http.NewResponseController(t.ResponseWriter).SetWriteDeadline(t.deadline.Add(timeoutGrace))
+}
+
+// usable returns the error with which a use is refused, nil if it is not.
+func (t *timeoutWriter) usable() error {
+	switch t.state.Load() {
+	case timeoutEnded:
+		return errFinished
+	case timeoutFired:
+		return ErrTimeout
+	}
+	return nil
+}
+
+// Unwrap is for [http.ResponseController] and for conduit's own walk to
+// releaseTimeout.
+func (t *timeoutWriter) Unwrap() http.ResponseWriter { return t.ResponseWriter }
+
+// Header returns the handler's own header, which begins as a copy of what the
+// middleware outside has set.
+func (t *timeoutWriter) Header() http.Header {
+	if t.header != nil {
+		return t.header
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.header = make(http.Header)
+	if t.usable() == nil {
+		for field, values := range t.ResponseWriter.Header() {
+			t.header[field] = slices.Clip(values)
+		}
+	}
+	return t.header
+}
+
+func (t *timeoutWriter) WriteHeader(status int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.usable() != nil {
+		return
+	}
+	if 100 <= status && status <= 199 && status != http.StatusSwitchingProtocols {
+		t.writeInformational(status)
+		return
+	}
+	t.commit()
+	t.ResponseWriter.WriteHeader(status)
+}
+
+// writeInformational sends the handler's header as it is now and takes it back
+// from the reply, which may yet be a timeout's.
+func (t *timeoutWriter) writeInformational(status int) {
+	if t.header == nil || t.started.Load() {
+		t.ResponseWriter.WriteHeader(status)
+		return
+	}
+	h := t.ResponseWriter.Header()
+	outer := maps.Clone(h)
+	replaceHeader(h, t.header)
+	t.ResponseWriter.WriteHeader(status)
+	replaceHeader(h, outer)
+}
+
+// commit makes the handler's header that of the reply. It is called with mu
+// held, before anything is written.
+func (t *timeoutWriter) commit() {
+	if t.started.Load() {
+		return
+	}
+	t.started.Store(true)
+	if t.header != nil {
+		replaceHeader(t.ResponseWriter.Header(), t.header)
+		t.committed = len(t.header)
+	}
+}
+
+func replaceHeader(dst, src http.Header) {
+	clear(dst)
+	maps.Copy(dst, src)
+}
+
+func (t *timeoutWriter) Write(p []byte) (int, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if err := t.usable(); err != nil {
+		return 0, err
+	}
+	t.commit()
+	return t.ResponseWriter.Write(p)
+}
+
+func (t *timeoutWriter) WriteString(p string) (int, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if err := t.usable(); err != nil {
+		return 0, err
+	}
+	t.commit()
+	return io.WriteString(t.ResponseWriter, p)
+}
+
+// ReadFrom keeps sendfile for regular files. Whatever else may block when it
+// is read, and must not hold the lock then.
+func (t *timeoutWriter) ReadFrom(src io.Reader) (int64, error) {
+	const (
+		sniff = 512     // net/http looks at that much for the type
+		chunk = 4 << 20 // and this is sent with the lock held
+	)
+	rf, ok := t.ResponseWriter.(io.ReaderFrom)
+	file, limited := regularFile(src)
+	if !ok || file == nil {
+		return io.Copy(struct{ io.Writer }{t}, src)
+	}
+	var n int64
+	if !t.started.Load() {
+		// A file that cannot be read must leave the reply unbegun.
+		m, err := io.CopyN(struct{ io.Writer }{t}, src, sniff)
+		n += m
+		if err == io.EOF {
+			return n, nil
+		}
+		if err != nil {
+			return n, err
+		}
+	}
+	for {
+		// sendfile needs the limit to be directly around the file.
+		part := &io.LimitedReader{R: file, N: chunk}
+		if limited != nil {
+			part.N = min(part.N, limited.N)
+		}
+		want := part.N
+		m, err := t.readFrom(rf, part)
+		n += m
+		if limited != nil {
+			limited.N -= m
+		}
+		if err != nil || m < want || want == 0 {
+			return n, err
+		}
+	}
+}
+
+func (t *timeoutWriter) readFrom(rf io.ReaderFrom, src io.Reader) (int64, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if err := t.usable(); err != nil {
+		return 0, err
+	}
+	return rf.ReadFrom(src)
+}
+
+// regularFile returns the regular file that src reads, nil if it is none, and
+// src itself if it is a limit around it.
+func regularFile(src io.Reader) (*os.File, *io.LimitedReader) {
+	limited, _ := src.(*io.LimitedReader)
+	if limited != nil {
+		src = limited.R
+	}
+	file, ok := src.(*os.File)
+	if !ok {
+		return nil, nil
+	}
+	if info, err := file.Stat(); err != nil || !info.Mode().IsRegular() {
+		return nil, nil
+	}
+	return file, limited
+}
+
+// Flush is FlushError for those who look for an [http.Flusher].
+func (t *timeoutWriter) Flush() { t.FlushError() }
+
+func (t *timeoutWriter) FlushError() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if err := t.usable(); err != nil {
+		return err
+	}
+	t.commit()
+	return http.NewResponseController(t.ResponseWriter).Flush()
+}
+
+// Hijack releases the timeout: what becomes of the connection is no longer a
+// reply.
+func (t *timeoutWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.releaseTimeout()
+	if err := t.usable(); err != nil {
+		return nil, nil, err
+	}
+	return http.NewResponseController(t.ResponseWriter).Hijack()
+}
+
+func (t *timeoutWriter) SetReadDeadline(deadline time.Time) error {
+	t.control.Lock()
+	defer t.control.Unlock()
+	if err := t.usable(); err != nil {
+		return err
+	}
+	return http.NewResponseController(t.ResponseWriter).SetReadDeadline(deadline)
+}
+
+func (t *timeoutWriter) SetWriteDeadline(deadline time.Time) error {
+	t.control.Lock()
+	defer t.control.Unlock()
+	if err := t.usable(); err != nil {
+		return err
+	}
+	return http.NewResponseController(t.ResponseWriter).SetWriteDeadline(deadline)
+}
+
+func (t *timeoutWriter) EnableFullDuplex() error {
+	t.control.Lock()
+	defer t.control.Unlock()
+	if err := t.usable(); err != nil {
+		return err
+	}
+	return http.NewResponseController(t.ResponseWriter).EnableFullDuplex()
+}
+
+// releaseTimeout lifts the timeout for good and leaves the context alone. It
+// reports false if the timeout has fired, after which nothing may be written.
+// It takes no lock, for a released reply is usually inside a write.
+//
+// conduit.go's releaseTimeouts calls it for what outlives a timeout by nature.
+func (t *timeoutWriter) releaseTimeout() bool {
+	return t.state.CompareAndSwap(timeoutRunning, timeoutReleased) || t.state.Load() != timeoutFired
+}
+
+// end notes that the handler has ended and reports whether that was in time.
+func (t *timeoutWriter) end() bool {
+	return t.state.CompareAndSwap(timeoutRunning, timeoutEnded) ||
+		t.state.CompareAndSwap(timeoutReleased, timeoutEnded)
+}
+
+// finish completes the reply of a handler that has returned in time: with its
+// header if it wrote nothing, with its trailers if it did.
+func (t *timeoutWriter) finish() {
+	t.control.Lock()
+	defer t.control.Unlock()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	switch {
+	case t.state.Load() == timeoutFired || t.header == nil:
+	case !t.started.Load():
+		replaceHeader(t.ResponseWriter.Header(), t.header)
+	case len(t.header) != t.committed || t.header["Trailer"] != nil:
+		maps.Copy(t.ResponseWriter.Header(), t.header)
+	}
+}
+
+// answer replies for a handler that is late. It reports false if the reply had
+// begun, which then has to be cut. From the moment the state is timeoutFired
+// the handler starts no new write; here the one it may be in is waited for.
+func (t *timeoutWriter) answer() bool {
+	t.control.Lock()
+	defer t.control.Unlock()
+	rc := http.NewResponseController(t.ResponseWriter)
+	past := time.Unix(1, 0)
+	if t.started.Load() {
+		rc.SetWriteDeadline(past)
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	h := t.handler
+	hasBody := t.original.Body != nil && t.original.Body != http.NoBody
+	if hasBody {
+		rc.SetReadDeadline(past)
+	}
+	if t.started.Load() {
+		return false
+	}
+
+	header := t.ResponseWriter.Header()
+	header["Content-Type"] = h.contentType
+	header["Content-Length"] = h.contentLength
+	http1 := t.original.ProtoMajor == 1
+	if http1 && (hasBody || h.Fast) {
+		// Without it net/http reads the rest of the body before it replies,
+		// and for that it waits for a handler that is stuck in Read. On
+		// HTTP/2 it would close the other streams.
+		header["Connection"] = []string{"close"}
+	}
+	t.ResponseWriter.WriteHeader(h.Status)
+	t.ResponseWriter.Write(h.body)
+	if h.Fast {
+		rc.Flush()
+		if !http1 {
+			// The end of the stream comes with the handler's. If that does
+			// not come soon, a reset has to do.
+			rc.SetWriteDeadline(time.Now().Add(time.Second))
+		}
+	}
+	return true
+}
+
+// late tidies up after a handler that has ended when nobody waited any more.
+func (t *timeoutWriter) late() {
+	if p, ok := t.panicked.(*panicError); ok {
+		r := t.original
+		Logger(t.Context).LogAttrs(t.Context, slog.LevelError, "panic after a timeout",
+			slog.String("method", r.Method),
+			slog.String("path", r.URL.Path),
+			slog.String("pattern", t.request.Pattern),
+			slog.String("remote", r.RemoteAddr),
+			slog.String("err", fmt.Sprint(p.value)),
+			slog.String("stack", string(p.stack)),
+		)
+	}
+	if form := t.request.MultipartForm; form != nil && form != t.original.MultipartForm {
+		form.RemoveAll()
+	}
+}
+
+// timeoutContext is the cancellable part of a timeoutWriter's context. It is
+// made when somebody asks for it: few handlers do, and it costs as much as the
+// rest of the timeout.
+type timeoutContext struct {
+	context.Context
+	cancel context.CancelCauseFunc
+	done   chan struct{} // closed when Context is cancelled
+}
+
+type timeoutKey struct{}
+
+func (t *timeoutWriter) live() *timeoutContext {
+	if c := t.context.Load(); c != nil {
+		return c
+	}
+	t.contextMu.Lock()
+	defer t.contextMu.Unlock()
+	if c := t.context.Load(); c != nil {
+		return c
+	}
+	c := &timeoutContext{done: make(chan struct{})}
+	c.Context, c.cancel = context.WithCancelCause(t.Context)
+	context.AfterFunc(c.Context, func() { close(c.done) })
+	t.context.Store(c)
+	return c
+}
+
+// cancel frees what contexts derived from this one hold, once the handler has
+// ended.
+func (t *timeoutWriter) cancel() {
+	if c := t.context.Load(); c != nil {
+		c.cancel(context.Canceled)
+	}
+}
+
+func (t *timeoutWriter) Deadline() (time.Time, bool) {
+	deadline, ok := t.Context.Deadline()
+	if t.state.Load() != timeoutReleased && (!ok || t.deadline.Before(deadline)) {
+		return t.deadline, true
+	}
+	return deadline, ok
+}
+
+// Done returns a channel other than that of the cancelled context inside, so
+// that contexts derived from this one ask it for its Err instead of taking
+// over [context.Canceled].
+func (t *timeoutWriter) Done() <-chan struct{} { return t.live().done }
+
+// Err is [context.DeadlineExceeded] after a timeout.
+func (t *timeoutWriter) Err() error {
+	c := t.context.Load()
+	if c == nil {
+		return t.Context.Err()
+	}
+	if err := c.Err(); err == nil || context.Cause(c) != ErrTimeout {
+		return err
+	}
+	return context.DeadlineExceeded
+}
+
+func (t *timeoutWriter) Value(key any) any {
+	if key == (timeoutKey{}) {
+		return t
+	}
+	if c := t.context.Load(); c != nil {
+		return c.Value(key)
+	}
+	return t.Context.Value(key)
+}
+
+// AfterFunc is what package context looks for in order to follow a context
+// that is not its own without a goroutine.
+func (t *timeoutWriter) AfterFunc(f func()) (stop func() bool) {
+	return context.AfterFunc(t.live().Context, f)
+}
