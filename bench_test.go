@@ -1,0 +1,596 @@
+package conduit_test
+
+// Each benchmark measures one thing side by side, as sub-benchmarks: conduit
+// is how a conduit Server runs it, conduit_alone the same middleware without
+// the Server, net_http what a service does today with net/http and by hand,
+// bare_handler the handler with nothing around it. All of it:
+//
+//	go test -run '^$' -bench . -count 6 . | tee bench.txt
+//
+// What counts are ratios within one run: the figures themselves are the
+// machine's. To see them, with the spread of the six runs:
+//
+//	sed -E 's,/(conduit|net_http|bare_handler),/peer=\1,' bench.txt |
+//		go run golang.org/x/perf/cmd/benchstat@latest -col /peer -
+//
+// Benchmarks in process leave out the connection, which costs some ten times
+// as much as a plain handler: half a microsecond more in BenchmarkSimpleHandler
+// is a few percent in BenchmarkKeepAliveConnections. There and in
+// BenchmarkConcurrentRequests client and server share the processors.
+
+import (
+	"bufio"
+	"bytes"
+	"cmp"
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"regexp"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"example.com/conduit"
+)
+
+func BenchmarkSimpleHandler(b *testing.B) {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /{$}", benchHello)
+	benchPlain(b, mux, benchCase{target: "/", reply: benchHelloText})
+}
+
+func BenchmarkJSONResponse(b *testing.B) {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /item", func(w http.ResponseWriter, r *http.Request) {
+		benchWriteJSON(w, benchItem{ID: 42, Name: "item 42", Price: 19.99, Tags: []string{"new", "sale"}})
+	})
+	benchPlain(b, mux, benchCase{
+		target: "/item",
+		reply:  `{"id":42,"name":"item 42","price":19.99,"tags":["new","sale"]}` + "\n",
+	})
+}
+
+func BenchmarkJSONArrayResponse(b *testing.B) {
+	items := make([]benchItem, 100)
+	for i := range items {
+		items[i] = benchItem{ID: i, Name: "item " + strconv.Itoa(i), Price: 19.99, Tags: []string{"new", "sale"}}
+	}
+	reply, err := json.Marshal(items)
+	if err != nil {
+		b.Fatal(err)
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /items", func(w http.ResponseWriter, r *http.Request) {
+		benchWriteJSON(w, items)
+	})
+	benchPlain(b, mux, benchCase{target: "/items", reply: string(reply) + "\n"})
+}
+
+func BenchmarkRouterSimple(b *testing.B) {
+	benchPlain(b, benchRoutes(), benchCase{target: "/about", reply: benchHelloText})
+}
+
+func BenchmarkRouterWithParams(b *testing.B) {
+	benchPlain(b, benchRoutes(), benchCase{target: "/users/17/posts/42", reply: "17 42"})
+}
+
+func BenchmarkPOSTWithBody(b *testing.B) {
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST /items", func(w http.ResponseWriter, r *http.Request) {
+		var item benchItem
+		if err := json.NewDecoder(r.Body).Decode(&item); err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		item.ID++
+		benchWriteJSON(w, item)
+	})
+	benchPlain(b, mux, benchCase{
+		method: "POST",
+		target: "/items",
+		body:   `{"id":41,"name":"item","price":19.99,"tags":["new","sale"]}`,
+		reply:  `{"id":42,"name":"item","price":19.99,"tags":["new","sale"]}` + "\n",
+	})
+}
+
+func BenchmarkRequestID(b *testing.B) {
+	benchMiddleware(b, benchCase{wantID: true}, conduit.RequestID(), benchByHandRequestID)
+}
+
+func BenchmarkRecovery(b *testing.B) {
+	benchMiddleware(b, benchCase{}, conduit.Recovery(), benchByHandRecovery)
+}
+
+func BenchmarkLogging(b *testing.B) {
+	benchMiddleware(b, benchCase{wantLog: benchLogLine}, conduit.Logging(), benchByHandLogging)
+}
+
+func BenchmarkTimeout(b *testing.B) {
+	benchTimeout(b, conduit.Timeout(30*time.Second))
+}
+
+func BenchmarkFastTimeout(b *testing.B) {
+	benchTimeout(b, conduit.FastTimeout(30*time.Second))
+}
+
+func benchTimeout(b *testing.B, mw conduit.Middleware) {
+	benchMiddleware(b, benchCase{}, mw, benchByHandTimeout)
+	b.Run("bare_handler", func(b *testing.B) {
+		benchCase{}.run(b, benchHTTPServer(b, http.HandlerFunc(benchHello)))
+	})
+}
+
+func BenchmarkMiddlewareChain(b *testing.B) {
+	benchMiddleware(b, benchCase{wantID: true, wantLog: benchLogLine + " request_id=ID"},
+		conduit.Chain(
+			conduit.RequestID(),
+			conduit.Recovery(),
+			conduit.Logging(),
+			conduit.Timeout(30*time.Second),
+		),
+		conduit.Chain(
+			benchByHandRequestID,
+			benchByHandRecovery,
+			benchByHandLogging,
+			benchByHandTimeout,
+		))
+}
+
+// BenchmarkConcurrentRequests has clients on all processors, over the
+// loopback, with one http.Client that keeps its connections.
+func BenchmarkConcurrentRequests(b *testing.B) {
+	benchListening(b, func(b *testing.B, addr string) {
+		transport := &http.Transport{MaxIdleConnsPerHost: 1000}
+		b.Cleanup(transport.CloseIdleConnections)
+		client := &http.Client{Transport: transport}
+		get := func() error {
+			res, err := client.Get("http://" + addr + "/")
+			if err != nil {
+				return err
+			}
+			body, err := io.ReadAll(res.Body)
+			res.Body.Close()
+			if err != nil || res.StatusCode != http.StatusOK || string(body) != benchHelloText {
+				return fmt.Errorf("got %s %q %v, want 200 %q", res.Status, body, err, benchHelloText)
+			}
+			return nil
+		}
+		if err := get(); err != nil {
+			b.Fatal(err)
+		}
+		b.ReportAllocs()
+		b.SetParallelism(8)
+		b.ResetTimer()
+		b.RunParallel(func(pb *testing.PB) {
+			for pb.Next() {
+				if err := get(); err != nil {
+					b.Error(err)
+					return
+				}
+			}
+		})
+	})
+}
+
+// BenchmarkKeepAliveConnections is one connection over the loopback, with a
+// client that costs next to nothing: what is left is the server.
+func BenchmarkKeepAliveConnections(b *testing.B) {
+	benchListening(b, func(b *testing.B, addr string) {
+		conn, err := net.Dial("tcp", addr)
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.Cleanup(func() { conn.Close() })
+		request := []byte("GET / HTTP/1.1\r\nHost: " + addr + "\r\nUser-Agent: bench\r\nAccept: */*\r\n\r\n")
+		replies := bufio.NewReader(conn)
+
+		conn.Write(request)
+		res, err := http.ReadResponse(replies, nil)
+		if err != nil {
+			b.Fatal(err)
+		}
+		body, err := io.ReadAll(res.Body)
+		if err != nil || res.StatusCode != http.StatusOK || res.Close || string(body) != benchHelloText {
+			b.Fatalf("got %s, close %t, %q %v, want 200 %q", res.Status, res.Close, body, err, benchHelloText)
+		}
+		b.ReportAllocs()
+		for b.Loop() {
+			if _, err := conn.Write(request); err != nil {
+				b.Fatal(err)
+			}
+			if err := benchSkipReply(replies); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}
+
+// benchSkipReply reads a reply like the first one, without a parser.
+func benchSkipReply(replies *bufio.Reader) error {
+	line, err := replies.ReadSlice('\n')
+	if err == nil && !bytes.HasPrefix(line, []byte("HTTP/1.1 200 ")) {
+		return fmt.Errorf("got %q, want a 200", line)
+	}
+	for err == nil && len(line) > len("\r\n") {
+		line, err = replies.ReadSlice('\n')
+	}
+	if err != nil {
+		return err
+	}
+	body, err := replies.Peek(len(benchHelloText))
+	if err == nil && string(body) != benchHelloText {
+		return fmt.Errorf("got body %q, want %q", body, benchHelloText)
+	}
+	replies.Discard(len(body))
+	return err
+}
+
+// benchListening calls measure with the address of a conduit Server and of an
+// http.Server with the same timeouts.
+func benchListening(b *testing.B, measure func(b *testing.B, addr string)) {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /{$}", benchHello)
+	b.Run("conduit", func(b *testing.B) {
+		srv := benchConduitServer(b, mux, slog.DiscardHandler)
+		measure(b, srv.Addr().String())
+	})
+	b.Run("net_http", func(b *testing.B) {
+		srv := benchHTTPServer(b, mux)
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			b.Fatal(err)
+		}
+		go srv.Serve(l)
+		b.Cleanup(func() { srv.Close() })
+		measure(b, l.Addr().String())
+	})
+}
+
+// benchPlain compares a handler in a conduit Server with the handler.
+func benchPlain(b *testing.B, h http.Handler, c benchCase) {
+	b.Run("conduit", func(b *testing.B) {
+		c.run(b, benchConduitServer(b, h, slog.DiscardHandler).HTTPServer())
+	})
+	b.Run("net_http", func(b *testing.B) {
+		c.run(b, benchHTTPServer(b, h))
+	})
+}
+
+// benchMiddleware compares a middleware with the one written by hand.
+func benchMiddleware(b *testing.B, c benchCase, mw, byHand conduit.Middleware) {
+	sink := &benchSink{Writer: io.Discard}
+	logs := slog.NewTextHandler(sink, nil)
+	c.sink = sink
+	// The router is outside: by hand, nothing carries the pattern out through
+	// a middleware that copies the request.
+	route := func(mw conduit.Middleware) http.Handler {
+		mux := http.NewServeMux()
+		mux.Handle("GET /{$}", mw(http.HandlerFunc(benchHello)))
+		return mux
+	}
+	b.Run("conduit", func(b *testing.B) {
+		c.run(b, benchConduitServer(b, route(mw), logs).HTTPServer())
+	})
+	b.Run("conduit_alone", func(b *testing.B) {
+		benchSetDefaultLogger(b, logs)
+		c.run(b, benchHTTPServer(b, route(mw)))
+	})
+	b.Run("net_http", func(b *testing.B) {
+		benchSetDefaultLogger(b, logs)
+		c.run(b, benchHTTPServer(b, route(byHand)))
+	})
+}
+
+// benchCase is a request, and the reply it must get.
+type benchCase struct {
+	method, target, body string // GET, /, none
+	reply                string // benchHelloText
+	wantID               bool   // X-Request-Id in the reply
+	wantLog              string // the line, without what varies
+	sink                 *benchSink
+}
+
+// run measures srv's handler in process.
+func (c benchCase) run(b *testing.B, srv *http.Server) {
+	c.method, c.target, c.reply = cmp.Or(c.method, "GET"), cmp.Or(c.target, "/"), cmp.Or(c.reply, benchHelloText)
+	ctx, cancel := context.WithCancel(benchContext(srv))
+	defer cancel()
+	r := httptest.NewRequestWithContext(ctx, c.method, c.target, nil)
+	body := &benchBody{}
+	if c.body != "" {
+		r.Body, r.ContentLength = body, int64(len(c.body))
+	}
+
+	body.Reset(c.body)
+	c.check(b, srv.Handler, r)
+
+	w := &benchWriter{header: make(http.Header)}
+	b.ReportAllocs()
+	for b.Loop() {
+		w.reset()
+		body.Reset(c.body)
+		srv.Handler.ServeHTTP(w, r)
+	}
+	if w.status != http.StatusOK || w.bytes != len(c.reply) {
+		b.Fatalf("%s %s: got %d with %d bytes in the end, want 200 with %d", c.method, c.target, w.status, w.bytes, len(c.reply))
+	}
+}
+
+// check fails unless the reply and the log are what they should be.
+func (c benchCase) check(b *testing.B, h http.Handler, r *http.Request) {
+	var logged bytes.Buffer
+	if c.sink != nil {
+		c.sink.Writer = &logged
+		defer func() { c.sink.Writer = io.Discard }()
+	}
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, r)
+	if w.Code != http.StatusOK || w.Body.String() != c.reply || w.Header().Get("Content-Type") == "" {
+		b.Fatalf("%s %s: got %d %v %q, want 200 with a type and %q", c.method, c.target, w.Code, w.Header(), w.Body, c.reply)
+	}
+	if id := w.Header().Get("X-Request-Id"); (len(id) > 20) != c.wantID {
+		b.Fatalf("%s %s: got X-Request-Id %q, want one: %t", c.method, c.target, id, c.wantID)
+	}
+	line := logged.String()
+	for pattern, with := range benchVarying {
+		line = pattern.ReplaceAllString(line, with)
+	}
+	if strings.TrimSuffix(line, "\n") != c.wantLog {
+		b.Fatalf("%s %s: got log %q, want %q", c.method, c.target, line, c.wantLog)
+	}
+}
+
+const benchLogLine = `level=INFO msg=request method=GET path=/ pattern="GET /{$}" status=200 bytes=14 duration=D remote=192.0.2.1:1234`
+
+var benchVarying = map[*regexp.Regexp]string{
+	regexp.MustCompile(`^time=\S+ `):                             "",
+	regexp.MustCompile(`duration=\d\S*`):                         "duration=D",
+	regexp.MustCompile(`request_id=([A-Z2-7]{26}|[0-9a-f]{32})`): "request_id=ID",
+}
+
+// benchContext is like the context that net/http gives a request on a
+// connection: the length of the way through it is part of the cost.
+func benchContext(srv *http.Server) context.Context {
+	ctx := context.Background()
+	if srv.BaseContext != nil {
+		ctx = srv.BaseContext(nil)
+	}
+	ctx = context.WithValue(ctx, http.ServerContextKey, srv)
+	ctx = context.WithValue(ctx, http.LocalAddrContextKey, &net.TCPAddr{})
+	return ctx
+}
+
+// benchWriter is a ResponseWriter that costs nothing.
+type benchWriter struct {
+	header http.Header
+	status int
+	bytes  int
+}
+
+func (w *benchWriter) reset() {
+	clear(w.header)
+	w.status, w.bytes = 0, 0
+}
+
+func (w *benchWriter) Header() http.Header { return w.header }
+
+func (w *benchWriter) WriteHeader(status int) {
+	if w.status == 0 {
+		w.status = status
+	}
+}
+
+func (w *benchWriter) Write(p []byte) (int, error) {
+	w.WriteHeader(http.StatusOK)
+	w.bytes += len(p)
+	return len(p), nil
+}
+
+func (w *benchWriter) WriteString(p string) (int, error) {
+	w.WriteHeader(http.StatusOK)
+	w.bytes += len(p)
+	return len(p), nil
+}
+
+// As net/http's own writer has it, so that nobody pays for the error.
+func (w *benchWriter) SetReadDeadline(time.Time) error  { return nil }
+func (w *benchWriter) SetWriteDeadline(time.Time) error { return nil }
+
+// benchBody is a request's body that can be read again after a Reset.
+type benchBody struct{ strings.Reader }
+
+func (*benchBody) Close() error { return nil }
+
+// benchSink is a writer that can be changed under a slog.Handler.
+type benchSink struct{ io.Writer }
+
+// benchConduitServer returns a conduit Server for h that serves.
+func benchConduitServer(b *testing.B, h http.Handler, logs slog.Handler) *conduit.Server {
+	b.Helper()
+	srv, err := conduit.New(&conduit.Config{Handler: h, Logger: slog.New(logs)})
+	if err != nil {
+		b.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		b.Fatal(err)
+	}
+	// It is called once the handler is in place and all is logged.
+	serves := make(chan struct{})
+	closeServes := sync.OnceFunc(func() { close(serves) })
+	srv.HTTPServer().BaseContext = func(net.Listener) context.Context {
+		closeServes()
+		return context.Background()
+	}
+	served := make(chan error, 1)
+	go func() { served <- srv.Serve(l) }()
+	b.Cleanup(func() {
+		srv.Close()
+		if err := <-served; err != nil {
+			b.Error(err)
+		}
+	})
+	<-serves
+	return srv
+}
+
+// benchHTTPServer returns an http.Server for h with a conduit Server's
+// timeouts.
+func benchHTTPServer(b *testing.B, h http.Handler) *http.Server {
+	b.Helper()
+	c := conduit.DefaultConfig(h)
+	return &http.Server{
+		Handler:           c.Handler,
+		ReadTimeout:       c.ReadTimeout,
+		ReadHeaderTimeout: c.ReadHeaderTimeout,
+		WriteTimeout:      c.WriteTimeout,
+		IdleTimeout:       c.IdleTimeout,
+		MaxHeaderBytes:    c.MaxHeaderBytes,
+	}
+}
+
+// benchSetDefaultLogger makes logs slog's default until the benchmark ends.
+func benchSetDefaultLogger(b *testing.B, logs slog.Handler) {
+	logger, out, flags := slog.Default(), log.Writer(), log.Flags()
+	slog.SetDefault(slog.New(logs))
+	b.Cleanup(func() {
+		// SetDefault has turned package log to slog, and does not turn it
+		// back.
+		slog.SetDefault(logger)
+		log.SetOutput(out)
+		log.SetFlags(flags)
+	})
+}
+
+const benchHelloText = "hello, gopher\n"
+
+var (
+	benchHelloBytes = []byte(benchHelloText)
+	benchTextType   = "text/plain; charset=utf-8"
+)
+
+func benchHello(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Content-Type", benchTextType)
+	w.Write(benchHelloBytes)
+}
+
+type benchItem struct {
+	ID    int      `json:"id"`
+	Name  string   `json:"name"`
+	Price float64  `json:"price"`
+	Tags  []string `json:"tags"`
+}
+
+func benchWriteJSON(w http.ResponseWriter, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	json.NewEncoder(w).Encode(v)
+}
+
+// benchRoutes is a small service's router.
+func benchRoutes() *http.ServeMux {
+	mux := http.NewServeMux()
+	for _, pattern := range []string{
+		"GET /{$}", "GET /about", "GET /contact", "GET /health",
+		"GET /users", "POST /users", "GET /users/{id}", "PUT /users/{id}", "DELETE /users/{id}",
+		"GET /users/{id}/posts", "POST /users/{id}/posts",
+	} {
+		mux.HandleFunc(pattern, benchHello)
+	}
+	mux.HandleFunc("GET /users/{id}/posts/{post}", func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", benchTextType)
+		io.WriteString(w, r.PathValue("id")+" "+r.PathValue("post"))
+	})
+	return mux
+}
+
+// What follows is the chain as services write it on net/http alone.
+
+type benchByHandIDKey struct{}
+
+func benchByHandRequestID(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		id := r.Header.Get("X-Request-ID")
+		if id == "" {
+			var random [16]byte
+			rand.Read(random[:])
+			id = hex.EncodeToString(random[:])
+		}
+		w.Header().Set("X-Request-ID", id)
+		next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), benchByHandIDKey{}, id)))
+	})
+}
+
+func benchByHandRecovery(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		defer func() {
+			if value := recover(); value != nil {
+				if value == http.ErrAbortHandler {
+					panic(value)
+				}
+				slog.ErrorContext(r.Context(), "panic", "err", value, "stack", string(debug.Stack()))
+				http.Error(w, "Internal Server Error", http.StatusInternalServerError)
+			}
+		}()
+		next.ServeHTTP(w, r)
+	})
+}
+
+// benchByHandWriter remembers status and size.
+type benchByHandWriter struct {
+	http.ResponseWriter
+	status int
+	bytes  int
+}
+
+func (w *benchByHandWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+func (w *benchByHandWriter) WriteHeader(status int) {
+	w.status = status
+	w.ResponseWriter.WriteHeader(status)
+}
+
+func (w *benchByHandWriter) Write(p []byte) (int, error) {
+	n, err := w.ResponseWriter.Write(p)
+	w.bytes += n
+	return n, err
+}
+
+func benchByHandLogging(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		start := time.Now()
+		recorder := &benchByHandWriter{ResponseWriter: w, status: http.StatusOK}
+		next.ServeHTTP(recorder, r)
+		level := slog.LevelInfo
+		if recorder.status >= 500 {
+			level = slog.LevelError
+		}
+		attrs := []slog.Attr{
+			slog.String("method", r.Method),
+			slog.String("path", r.URL.Path),
+			slog.String("pattern", r.Pattern),
+			slog.Int("status", recorder.status),
+			slog.Int("bytes", recorder.bytes),
+			slog.Duration("duration", time.Since(start)),
+			slog.String("remote", r.RemoteAddr),
+		}
+		if id, ok := r.Context().Value(benchByHandIDKey{}).(string); ok {
+			attrs = append(attrs, slog.String("request_id", id))
+		}
+		slog.LogAttrs(r.Context(), level, "request", attrs...)
+	})
+}
+
+func benchByHandTimeout(next http.Handler) http.Handler {
+	return http.TimeoutHandler(next, 30*time.Second, "Service Unavailable\n")
+}

@@ -1,0 +1,451 @@
+package conduit_test
+
+import (
+	"context"
+	"crypto/tls"
+	"database/sql"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"time"
+
+	"example.com/conduit"
+)
+
+// A whole service: routes, the usual chain, a server and a shutdown that loses
+// no request. Here a context ends it, and in production a signal does.
+func Example() {
+	mux := http.NewServeMux()
+	mux.Handle("GET /health", conduit.Health())
+	mux.HandleFunc("GET /hello/{name}", func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprintf(w, "hello, %s\n", r.PathValue("name"))
+	})
+	handler := conduit.Chain(
+		conduit.RequestID(),
+		conduit.Recovery(),
+		conduit.Logging(),
+		conduit.Timeout(10*time.Second),
+	)(mux)
+	srv, err := conduit.New(conduit.DefaultConfig(handler))
+	if err != nil {
+		log.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		log.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	ended := make(chan error)
+	go func() { ended <- conduit.NewGracefulShutdown(srv, nil).Run(ctx, l) }()
+
+	res, err := http.Get("http://" + l.Addr().String() + "/hello/gopher")
+	if err != nil {
+		log.Fatal(err)
+	}
+	body, _ := io.ReadAll(res.Body)
+	res.Body.Close()
+	fmt.Print(string(body))
+
+	stop()
+	fmt.Println(<-ended)
+	// Output:
+	// hello, gopher
+	// <nil>
+}
+
+// What is left out gets its default.
+func ExampleNew() {
+	mux := http.NewServeMux()
+	srv, err := conduit.New(&conduit.Config{
+		Address:      "127.0.0.1:8080",
+		Handler:      mux,
+		WriteTimeout: time.Minute,
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println("read", srv.HTTPServer().ReadTimeout)
+	fmt.Println("write", srv.HTTPServer().WriteTimeout)
+	// Output:
+	// read 15s
+	// write 1m0s
+}
+
+// One error names every fault.
+func ExampleNew_faults() {
+	_, err := conduit.New(&conduit.Config{
+		Address:       "localhost",
+		MinTLSVersion: tls.VersionTLS11,
+		KeyFile:       "key.pem",
+	})
+	fmt.Println(err)
+	// Output:
+	// conduit: Handler: is required
+	// conduit: Address: address localhost: missing port in address
+	// conduit: MinTLSVersion: TLS 1.1 is not supported, only TLS 1.2 and TLS 1.3 are
+	// conduit: CertFile: is required with KeyFile
+}
+
+// Serve takes any listener and returns nil once a shutdown is done.
+func ExampleServer_Serve() {
+	srv, err := conduit.New(conduit.DefaultConfig(http.NotFoundHandler()))
+	if err != nil {
+		log.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		log.Fatal(err)
+	}
+	served := make(chan error)
+	go func() { served <- srv.Serve(l) }()
+
+	res, err := http.Get("http://" + l.Addr().String())
+	if err != nil {
+		log.Fatal(err)
+	}
+	res.Body.Close()
+	fmt.Println(res.Status)
+
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	fmt.Println("shutdown:", srv.Shutdown(ctx))
+	fmt.Println("serve:", <-served)
+	// Output:
+	// 404 Not Found
+	// shutdown: <nil>
+	// serve: <nil>
+}
+
+// The hooks run when the last request has been answered, the last one
+// registered first: whatever was opened last is closed first.
+func ExampleGracefulShutdown() {
+	srv, err := conduit.New(&conduit.Config{
+		Address: "127.0.0.1:0",
+		Handler: http.NotFoundHandler(),
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	g := conduit.NewGracefulShutdown(srv, &conduit.ShutdownConfig{
+		Timeout: 20 * time.Second,
+		Delay:   -1, // 5 seconds behind a load balancer
+	})
+	g.RegisterHook(func(ctx context.Context) error {
+		fmt.Println("database closed")
+		return nil
+	})
+	g.RegisterHook(func(ctx context.Context) error {
+		fmt.Println("queue flushed")
+		return nil
+	})
+
+	time.AfterFunc(10*time.Millisecond, g.Shutdown) // or SIGTERM
+	fmt.Println(g.Start())
+	// Output:
+	// queue flushed
+	// database closed
+	// <nil>
+}
+
+// The last line of a main without hooks.
+func ExampleStartWithGracefulShutdown() {
+	srv, err := conduit.New(conduit.DefaultConfig(http.FileServer(http.Dir("public"))))
+	if err != nil {
+		log.Fatal(err)
+	}
+	err = conduit.StartWithGracefulShutdown(srv, &conduit.ShutdownConfig{Delay: 5 * time.Second})
+	if err != nil {
+		log.Fatal(err)
+	}
+}
+
+// A long poll that ends when the server drains, so that it does not hold up
+// the shutdown.
+func ExampleDraining() {
+	events := make(chan string)
+	poll := func(w http.ResponseWriter, r *http.Request) {
+		select {
+		case e := <-events:
+			fmt.Fprintln(w, e)
+		case <-conduit.Draining(r.Context()):
+			w.WriteHeader(http.StatusNoContent) // the client asks again, and gets another server
+		case <-r.Context().Done():
+		}
+	}
+
+	srv, err := conduit.New(conduit.DefaultConfig(http.HandlerFunc(poll)))
+	if err != nil {
+		log.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		log.Fatal(err)
+	}
+	go srv.Serve(l)
+	defer srv.Close()
+
+	time.AfterFunc(20*time.Millisecond, srv.Drain)
+	res, err := http.Get("http://" + l.Addr().String())
+	if err != nil {
+		log.Fatal(err)
+	}
+	res.Body.Close()
+	fmt.Println(res.Status)
+	// Output: 204 No Content
+}
+
+// A check is any function that returns an error, such as a database's
+// PingContext. What it returns goes to the log and not to the client.
+func ExampleHealth() {
+	var queue error
+	health := conduit.Health(func(ctx context.Context) error { return queue })
+
+	w := httptest.NewRecorder()
+	health.ServeHTTP(w, httptest.NewRequest("GET", "/health", nil))
+	fmt.Println(w.Code, w.Body)
+
+	queue = errors.New("queue: connection refused")
+	w = httptest.NewRecorder()
+	health.ServeHTTP(w, httptest.NewRequest("GET", "/health", nil))
+	fmt.Println(w.Code, w.Body)
+	// Output:
+	// 200 {"status":"ok"}
+	// 503 {"status":"failing"}
+}
+
+// The first is the outermost. Any func(http.Handler) http.Handler fits in,
+// chi's and gorilla's middleware too.
+func ExampleChain() {
+	step := func(name string) conduit.Middleware {
+		return func(next http.Handler) http.Handler {
+			return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				fmt.Println(name, "in")
+				next.ServeHTTP(w, r)
+				fmt.Println(name, "out")
+			})
+		}
+	}
+	handler := conduit.Chain(step("first"), step("second"))(http.NotFoundHandler())
+
+	handler.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/", nil))
+	// Output:
+	// first in
+	// second in
+	// second out
+	// first out
+}
+
+// An id from the proxy in front is kept, one that is not fit to be logged is
+// replaced.
+func ExampleRequestID() {
+	handler := conduit.RequestID()(http.NotFoundHandler())
+
+	for _, id := range []string{"5f3a-17", "a b", ""} {
+		r := httptest.NewRequest("GET", "/", nil)
+		r.Header.Set("X-Request-ID", id)
+		w := httptest.NewRecorder()
+		handler.ServeHTTP(w, r)
+		got := w.Header().Get("X-Request-ID")
+		fmt.Println(got == id, len(got))
+	}
+	// Output:
+	// true 7
+	// false 26
+	// false 26
+}
+
+// Send the id on with the requests that a handler makes, so that the logs of
+// all services tell of one.
+func ExampleRequestIDFrom() {
+	handler := conduit.RequestID()(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		req, err := http.NewRequestWithContext(r.Context(), "GET", "http://stock.internal/items", nil)
+		if err != nil {
+			http.Error(w, "Internal Server Error", http.StatusInternalServerError)
+			return
+		}
+		req.Header.Set("X-Request-ID", conduit.RequestIDFrom(r.Context()))
+		fmt.Println(req.URL, req.Header)
+	}))
+
+	r := httptest.NewRequest("GET", "/", nil)
+	r.Header.Set("X-Request-ID", "5f3a-17")
+	handler.ServeHTTP(httptest.NewRecorder(), r)
+	// Output: http://stock.internal/items map[X-Request-Id:[5f3a-17]]
+}
+
+// The client learns nothing of what went wrong, the log all of it.
+func ExampleRecovery() {
+	logger := slog.New(slog.NewTextHandler(os.Stdout, &slog.HandlerOptions{
+		Level: slog.LevelError,
+		ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+			switch a.Key {
+			case "time", "remote", "stack": // vary
+				return slog.Attr{}
+			}
+			return a
+		},
+	}))
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /users/{id}", func(w http.ResponseWriter, r *http.Request) {
+		var visits map[string]int
+		visits[r.PathValue("id")]++
+	})
+	srv, err := conduit.New(&conduit.Config{Handler: conduit.Recovery()(mux), Logger: logger})
+	if err != nil {
+		log.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		log.Fatal(err)
+	}
+	go srv.Serve(l)
+	defer srv.Close()
+
+	res, err := http.Get("http://" + l.Addr().String() + "/users/7")
+	if err != nil {
+		log.Fatal(err)
+	}
+	res.Body.Close()
+	fmt.Println(res.Status)
+	// Output:
+	// level=ERROR msg=panic method=GET path=/users/7 pattern="GET /users/{id}" err="assignment to entry in nil map"
+	// 500 Internal Server Error
+}
+
+// The server's logger writes the line. Health checks are left out of it, and
+// every request says which tenant it was for.
+func ExampleLoggingWith() {
+	logger := slog.New(slog.NewTextHandler(os.Stdout, &slog.HandlerOptions{
+		ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+			switch a.Key {
+			case "time", "addr", "duration", "remote": // vary
+				return slog.Attr{}
+			}
+			return a
+		},
+	}))
+	logging := conduit.LoggingWith(&conduit.LoggingConfig{
+		Skip: func(r *http.Request) bool { return r.URL.Path == "/health" },
+		Attrs: func(r *http.Request) []slog.Attr {
+			return []slog.Attr{slog.String("tenant", r.URL.Query().Get("tenant"))}
+		},
+	})
+	mux := http.NewServeMux()
+	mux.Handle("GET /health", conduit.Health())
+	mux.HandleFunc("GET /orders/{id}", func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprintln(w, "order", r.PathValue("id"))
+	})
+	srv, err := conduit.New(&conduit.Config{Handler: logging(mux), Logger: logger})
+	if err != nil {
+		log.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		log.Fatal(err)
+	}
+	go srv.Serve(l)
+	defer srv.Close()
+
+	for _, target := range []string{"/health", "/orders/42?tenant=acme"} {
+		res, err := http.Get("http://" + l.Addr().String() + target)
+		if err != nil {
+			log.Fatal(err)
+		}
+		res.Body.Close()
+	}
+	// Output:
+	// level=INFO msg=listening tls=false
+	// level=INFO msg=request method=GET path=/orders/42 pattern="GET /orders/{id}" status=200 bytes=9 tenant=acme
+}
+
+// A handler that takes too long is answered for, whether it heeds its context
+// or not.
+func ExampleTimeout() {
+	release := make(chan struct{})
+	defer close(release)
+	stuck := func(w http.ResponseWriter, r *http.Request) { <-release }
+	handler := conduit.Timeout(10 * time.Millisecond)(http.HandlerFunc(stuck))
+
+	w := httptest.NewRecorder()
+	handler.ServeHTTP(w, httptest.NewRequest("GET", "/", nil))
+	fmt.Println(w.Code, w.Body)
+	// Output: 503 Service Unavailable
+}
+
+// A gateway that speaks JSON, with an upload route that may take its time.
+func ExampleTimeoutWith() {
+	timeout := conduit.TimeoutWith(&conduit.TimeoutConfig{
+		Duration: 10 * time.Millisecond,
+		Status:   http.StatusGatewayTimeout,
+		Message:  `{"error":"upstream did not answer in time"}`,
+		Skip:     func(r *http.Request) bool { return r.URL.Path == "/upload" },
+	})
+	handler := timeout(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		select {
+		case <-time.After(50 * time.Millisecond):
+			fmt.Fprint(w, "done")
+		case <-r.Context().Done():
+		}
+	}))
+
+	for _, target := range []string{"/", "/upload"} {
+		w := httptest.NewRecorder()
+		handler.ServeHTTP(w, httptest.NewRequest("GET", target, nil))
+		fmt.Println(w.Code, w.Header().Get("Content-Type"), w.Body)
+	}
+	// Output:
+	// 504 application/json {"error":"upstream did not answer in time"}
+	// 200 text/plain; charset=utf-8 done
+}
+
+// A handler that hands its context on, as to a database, ends by itself when
+// the time is up. The reply is sent at that moment, not when it returns.
+func ExampleFastTimeout() {
+	query := func(ctx context.Context) error {
+		<-ctx.Done()
+		return context.Cause(ctx)
+	}
+	handler := conduit.FastTimeout(10 * time.Millisecond)(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if err := query(r.Context()); err != nil {
+			fmt.Println(errors.Is(err, conduit.ErrTimeout), errors.Is(err, context.DeadlineExceeded))
+			return
+		}
+		fmt.Fprint(w, "rows")
+	}))
+
+	w := httptest.NewRecorder()
+	handler.ServeHTTP(w, httptest.NewRequest("GET", "/", nil))
+	fmt.Println(w.Code, w.Body)
+	// Output:
+	// true true
+	// 503 Service Unavailable
+}
+
+// The pool is bounded when the server is made, and closed when the last
+// request that may use it has been answered.
+func ExampleDatabaseConfig() {
+	db, err := sql.Open("postgres", os.Getenv("DATABASE_URL")) // import a driver for it
+	if err != nil {
+		log.Fatal(err)
+	}
+	mux := http.NewServeMux()
+	mux.Handle("GET /health", conduit.Health(db.PingContext))
+	srv, err := conduit.New(&conduit.Config{
+		Handler:  mux,
+		Database: &conduit.DatabaseConfig{DB: db, MaxOpenConns: 50, MaxIdleConns: 50},
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	g := conduit.NewGracefulShutdown(srv, nil)
+	g.RegisterHook(func(context.Context) error { return db.Close() })
+	if err := g.Start(); err != nil {
+		log.Fatal(err)
+	}
+}
