@@ -3,20 +3,22 @@ package conduit_test
 // Each benchmark measures one thing side by side, as sub-benchmarks: conduit
 // is how a conduit Server runs it, conduit_alone the same middleware without
 // the Server, net_http what a service does today with net/http and by hand,
-// bare_handler the handler with nothing around it. All of it:
+// bare_handler the handler with nothing around it. To run it all:
 //
 //	go test -run '^$' -bench . -count 6 . | tee bench.txt
 //
-// What counts are ratios within one run: the figures themselves are the
-// machine's. To see them, with the spread of the six runs:
+// What counts are ratios within one run; the figures themselves are the
+// machine's. benchstat shows them, in percent of net_http:
 //
-//	sed -E 's,/(conduit|net_http|bare_handler),/peer=\1,' bench.txt |
-//		go run golang.org/x/perf/cmd/benchstat@latest -col /peer -
+//	sed -E '/^Bench/s,/(conduit|net_http|bare_handler),/peer=\1,' bench.txt |
+//		go run golang.org/x/perf/cmd/benchstat@latest \
+//			-col '/peer@(net_http conduit conduit_alone bare_handler)' -
 //
-// Benchmarks in process leave out the connection, which costs some ten times
-// as much as a plain handler: half a microsecond more in BenchmarkSimpleHandler
-// is a few percent in BenchmarkKeepAliveConnections. There and in
-// BenchmarkConcurrentRequests client and server share the processors.
+// Most run in process and leave out the connection, whose round trip costs
+// some hundred times as much as a plain handler: a tenth of a microsecond more
+// in BenchmarkSimpleHandler is less than one percent of
+// BenchmarkKeepAliveConnections. There and in BenchmarkConcurrentRequests the
+// client runs on the same processors.
 
 import (
 	"bufio"

@@ -236,6 +236,23 @@ func TestServeReportsAListenerThatFails(t *testing.T) {
 	}
 }
 
+// net/http gives a server without TLS a TLSConfig as soon as it serves.
+func TestServeOnSeveralListeners(t *testing.T) {
+	srv := newServer(t, conduit.DefaultConfig(textHandler("ok")))
+	first := serve(t, srv)
+	for range 2 {
+		if got := get(t, http.DefaultClient, first); got.body != "ok" {
+			t.Errorf("first listener: %+v", got)
+		}
+		if got := get(t, http.DefaultClient, serve(t, srv)); got.body != "ok" {
+			t.Errorf("another listener: %+v", got)
+		}
+	}
+	if got, want := "http://"+srv.Addr().String(), first; got != want {
+		t.Errorf("Addr = %s, want the first, %s", got, want)
+	}
+}
+
 func TestServeReturnsWhenTheShutdownIsDone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		started, finish := make(chan struct{}), make(chan struct{})
@@ -528,12 +545,15 @@ func TestHeadersThatAreTooLargeGet431(t *testing.T) {
 		}
 		req.Header.Set("X-Large", strings.Repeat("x", size))
 		res, err := p.client(t).Do(req)
-		if err != nil {
-			t.Fatal(err)
-		}
-		res.Body.Close()
-		if res.StatusCode != http.StatusRequestHeaderFieldsTooLarge {
-			t.Errorf("status = %d, want 431", res.StatusCode)
+		switch {
+		case err == nil:
+			res.Body.Close()
+			if res.StatusCode != http.StatusRequestHeaderFieldsTooLarge {
+				t.Errorf("status = %d, want 431", res.StatusCode)
+			}
+		case p.http1 || !strings.Contains(err.Error(), "larger than peer's advertised limit"):
+			// An HTTP/2 client that has the server's settings by now does not ask.
+			t.Error(err)
 		}
 		if got := get(t, p.client(t), url); got.body != "ok" {
 			t.Errorf("afterwards %+v, want ok", got)
@@ -2187,6 +2207,27 @@ func TestTimeoutIsDeliveredBeyondWriteTimeout(t *testing.T) {
 	})
 }
 
+// A timeout inside another must not take the time that the outer one has.
+func TestInnerTimeoutLeavesTheOuterOnesDeadline(t *testing.T) {
+	for _, limit := range timeouts {
+		synctest.Test(t, func(t *testing.T) {
+			slow := func(next http.Handler) http.Handler {
+				return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					next.ServeHTTP(w, r)
+					time.Sleep(50 * time.Second)
+					io.WriteString(w, "slow")
+				})
+			}
+			h := conduit.Chain(limit.new(time.Minute), slow, limit.new(20*time.Second))(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+			l := newPipeListener()
+			serveBubble(t, newServer(t, conduit.DefaultConfig(h)), l)
+			if got := get(t, l.client(t), "http://conduit.test/"); got.body != "slow" {
+				t.Errorf("%s: %+v, want slow", limit.name, got)
+			}
+		})
+	}
+}
+
 func TestTimeoutCutsAReplyThatHasBegun(t *testing.T) {
 	eachTimeout(t, func(t *testing.T, p protocol, limit limiter) {
 		for _, stuck := range []bool{false, true} {
@@ -2754,39 +2795,38 @@ func TestTimeoutIsFitForBubbles(t *testing.T) {
 func TestLateMultipartFilesAreRemoved(t *testing.T) {
 	dir := t.TempDir()
 	t.Setenv("TMPDIR", dir)
+	files := func() int {
+		entries, _ := os.ReadDir(dir)
+		return len(entries)
+	}
 	for _, limit := range timeouts {
 		t.Run(limit.name, func(t *testing.T) {
-			release := make(chan struct{})
-			files := make(chan int, 1)
-			mux := http.NewServeMux()
-			mux.HandleFunc("POST /", func(w http.ResponseWriter, r *http.Request) {
-				if err := r.ParseMultipartForm(1); err != nil {
-					t.Error(err)
+			synctest.Test(t, func(t *testing.T) {
+				release := make(chan struct{})
+				mux := http.NewServeMux()
+				mux.HandleFunc("POST /", func(w http.ResponseWriter, r *http.Request) {
+					if err := r.ParseMultipartForm(1); err != nil {
+						t.Error(err)
+					}
+					<-release
+				})
+				l := newPipeListener()
+				serveBubble(t, newServer(t, conduit.DefaultConfig(conduit.Chain(conduit.RequestID(), limit.new(time.Second))(mux))), l)
+				body, contentType := multipartBody(t)
+				req, _ := http.NewRequest("POST", "http://conduit.test/", body)
+				req.Header.Set("Content-Type", contentType)
+				if got := do(t, l.client(t), req); got.status != 503 {
+					t.Errorf("status %d, want 503", got.status)
 				}
-				<-release
-				entries, _ := os.ReadDir(dir)
-				files <- len(entries)
+				if n := files(); n != 1 {
+					t.Errorf("%d files while the handler runs, want 1", n)
+				}
+				close(release)
+				synctest.Wait()
+				if n := files(); n != 0 {
+					t.Errorf("%d files are left", n)
+				}
 			})
-			url := serve(t, newServer(t, conduit.DefaultConfig(conduit.Chain(conduit.RequestID(), limit.new(100*time.Millisecond))(mux))))
-			body, contentType := multipartBody(t)
-			req, _ := http.NewRequest("POST", url, body)
-			req.Header.Set("Content-Type", contentType)
-			if got := do(t, http.DefaultClient, req); got.status != 503 {
-				t.Errorf("status %d, want 503", got.status)
-			}
-			close(release)
-			if n := <-files; n != 1 {
-				t.Errorf("%d files while the handler ran, want 1", n)
-			}
-			for deadline := time.Now().Add(5 * time.Second); ; runtime.Gosched() {
-				entries, _ := os.ReadDir(dir)
-				if len(entries) == 0 {
-					break
-				}
-				if time.Now().After(deadline) {
-					t.Fatalf("temporary files are left: %v", entries)
-				}
-			}
 		})
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"strconv"
 	"time"
 
 	"example.com/conduit"
@@ -293,8 +294,9 @@ func ExampleRecovery() {
 	}))
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /users/{id}", func(w http.ResponseWriter, r *http.Request) {
-		var visits map[string]int
-		visits[r.PathValue("id")]++
+		names := []string{"ann", "bob"}
+		id, _ := strconv.Atoi(r.PathValue("id"))
+		fmt.Fprintln(w, names[id])
 	})
 	srv, err := conduit.New(&conduit.Config{Handler: conduit.Recovery()(mux), Logger: logger})
 	if err != nil {
@@ -314,7 +316,7 @@ func ExampleRecovery() {
 	res.Body.Close()
 	fmt.Println(res.Status)
 	// Output:
-	// level=ERROR msg=panic method=GET path=/users/7 pattern="GET /users/{id}" err="assignment to entry in nil map"
+	// level=ERROR msg=panic method=GET path=/users/7 pattern="GET /users/{id}" err="runtime error: index out of range [7] with length 2"
 	// 500 Internal Server Error
 }
 
