@@ -418,7 +418,7 @@ func TestCertificateFilesWinAndAreReadAgain(t *testing.T) {
 		serveBubble(t, srv, l)
 		served := func() string {
 			t.Helper()
-			conn := tls.Client(l.dial(), &tls.Config{InsecureSkipVerify: true, ServerName: "any.test"})
+			conn := tls.Client(l.dial(), &tls.Config{InsecureSkipVerify: true}) // no server name: there Certificates would win
 			defer conn.Close()
 			if err := conn.Handshake(); err != nil {
 				t.Fatal(err)
@@ -1117,10 +1117,10 @@ func TestRecoveryAnswers500(t *testing.T) {
 			message string
 			end     func()
 		}{
-			{"panic", "panic", func() { panic("secret") }},
-			{"error", "panic", func() { panic(errors.New("secret")) }},
-			{"nil", "panic", func() { panic(nil) }},
-			{"Goexit", "handler ended its goroutine", func() { runtime.Goexit() }},
+			{"panic", "panic", func() { endByPanic("secret") }},
+			{"error", "panic", func() { endByPanic(errors.New("secret")) }},
+			{"nil", "panic", func() { endByPanic(nil) }},
+			{"Goexit", "handler ended its goroutine", runtime.Goexit},
 		} {
 			for _, limit := range append(timeouts, noTimeout) {
 				t.Run(tt.name+"/"+limit.name, func(t *testing.T) {
@@ -1158,7 +1158,7 @@ func TestRecoveryAnswers500(t *testing.T) {
 					if line["level"] != "ERROR" || line["path"] != "/path" || line["request_id"] == nil {
 						t.Errorf("logged %v", line)
 					}
-					if stack, _ := line["stack"].(string); tt.message == "panic" && !strings.Contains(stack, "TestRecoveryAnswers500") {
+					if stack, _ := line["stack"].(string); tt.message == "panic" && !strings.Contains(stack, "endByPanic") {
 						t.Errorf("the stack does not lead to the handler:\n%s", stack)
 					}
 					if line := logs.request(t); line["status"] != 500.0 || line["aborted"] != nil || line["level"] != "ERROR" {
@@ -1169,6 +1169,8 @@ func TestRecoveryAnswers500(t *testing.T) {
 		}
 	})
 }
+
+func endByPanic(value any) { panic(value) }
 
 func TestRecoveryCutsAReplyThatHasBegun(t *testing.T) {
 	eachProtocol(t, func(t *testing.T, p protocol) {
@@ -2300,6 +2302,35 @@ func TestTimeoutFreesAHandlerStuckInTheBody(t *testing.T) {
 		}
 		if took := time.Since(start); took > 30*time.Second {
 			t.Errorf("took %v, as long as ReadTimeout", took)
+		}
+	})
+}
+
+// A wrapper without Unwrap hides the deadlines. The client is answered even so,
+// while the handler waits on for a body that does not come.
+func TestTimeoutAnswersWithoutDeadlines(t *testing.T) {
+	opaque := func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			next.ServeHTTP(struct{ http.ResponseWriter }{w}, r)
+		})
+	}
+	synctest.Test(t, func(t *testing.T) {
+		h := conduit.Chain(opaque, conduit.Timeout(time.Second))(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			io.ReadAll(r.Body)
+		}))
+		l := newPipeListener()
+		serveBubble(t, newServer(t, &conduit.Config{ReadTimeout: time.Minute, WriteTimeout: time.Minute, Handler: h}), l)
+		conn := l.dial()
+		defer conn.Close()
+		start := time.Now()
+		io.WriteString(conn, "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nhalf")
+		res, err := http.ReadResponse(bufio.NewReader(conn), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		res.Body.Close()
+		if took := time.Since(start); res.StatusCode != 503 || took != time.Second {
+			t.Errorf("%d after %v, want 503 after 1s", res.StatusCode, took)
 		}
 	})
 }
