@@ -106,8 +106,9 @@ type Config struct {
 	IdleTimeout time.Duration
 
 	// MaxHeaderBytes bounds a request's header, 1 MiB by default. HTTP/1 lets
-	// 4096 bytes more through; beyond that the client gets 431. Negative is an
-	// error.
+	// 4096 bytes more through; beyond that the client gets 431, on HTTP/2 a
+	// GOAWAY if it is far beyond. No middleware sees such a request. Negative
+	// is an error.
 	MaxHeaderBytes int
 
 	// EnableHTTP2 offers HTTP/2 by ALPN. It needs TLS.
@@ -988,15 +989,29 @@ type exchange struct {
 	status   int   // 0 until the header is written; never informational
 	bytes    int64 // of the body, as the handler wrote it
 	hijacked bool
-	recovers bool // Recovery is around whoever asks
+	recovers bool // Recovery is around whoever asks before the handler runs
 }
 
-// exchangeOf returns w if it is an exchange, and a new one around it if not.
+// exchangeOf returns w if it is an exchange. If not, it returns a new one
+// around w, which knows what the one further out knows: a wrapper of somebody
+// else's, or a Timeout's, may be between the two.
 func exchangeOf(w http.ResponseWriter, r *http.Request) *exchange {
 	if x, ok := w.(*exchange); ok {
 		return x
 	}
-	return &exchange{ResponseWriter: w, server: serverFrom(r.Context())}
+	x := &exchange{ResponseWriter: w}
+	for {
+		u, ok := w.(interface{ Unwrap() http.ResponseWriter })
+		if !ok {
+			x.server, x.id = serverFrom(r.Context()), RequestIDFrom(r.Context())
+			return x
+		}
+		w = u.Unwrap()
+		if outer, ok := w.(*exchange); ok {
+			x.server, x.id, x.recovers = outer.server, outer.id, outer.recovers
+			return x
+		}
+	}
 }
 
 func (x *exchange) logger() *slog.Logger {
@@ -1235,11 +1250,9 @@ func Recovery() Middleware {
 	return func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			x := exchangeOf(w, r)
-			outer := x.recovers
 			x.recovers = true
 			returned := false
 			defer func() {
-				x.recovers = outer
 				if !returned {
 					recovered(x, r, recover())
 				}
@@ -1340,10 +1353,13 @@ func Logging() Middleware { return LoggingWith(nil) }
 // LoggingWith logs a line for each request when it ends: the message request,
 // at level error for a status from 500 on and at level info below, with the
 // attributes method, path (without the query, which may hold secrets), pattern
-// (the route), status, bytes (of the body, before any compression outside of
+// (the route, as the router has set it on the request), status, bytes (of the body, before any compression outside of
 // it), duration, remote and, behind [RequestID], request_id. aborted=true says
 // that the reply was cut; its status is 0 if nothing was sent. The status of a
 // hijacked connection is 101.
+//
+// It belongs outside [Timeout]: inside, it sees the handler's end and not the
+// reply that the client got.
 //
 // A nil cfg logs every request.
 func LoggingWith(cfg *LoggingConfig) Middleware {
@@ -1358,6 +1374,7 @@ func LoggingWith(cfg *LoggingConfig) Middleware {
 				return
 			}
 			x := exchangeOf(w, r)
+			recovers := x.recovers
 			start := time.Now()
 			returned := false
 			defer func() {
@@ -1366,7 +1383,7 @@ func LoggingWith(cfg *LoggingConfig) Middleware {
 					return
 				}
 				value := recover()
-				if status := x.status; status == 0 && x.recovers && !x.hijacked && value != http.ErrAbortHandler {
+				if status := x.status; status == 0 && recovers && !x.hijacked && value != http.ErrAbortHandler {
 					c.log(x, r, start, http.StatusInternalServerError, false)
 				} else {
 					c.log(x, r, start, status, true)

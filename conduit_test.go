@@ -27,6 +27,7 @@ import (
 	"net/textproto"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"regexp"
 	"runtime"
@@ -632,17 +633,24 @@ func TestInformationalRepliesPass(t *testing.T) {
 
 // A source that fails before its first byte leaves the status to the handler.
 func TestReadFromLeavesTheStatusOpen(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(name, []byte("content"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for _, limit := range append(timeouts, noTimeout) {
 		t.Run(limit.name, func(t *testing.T) {
 			var logs logBuffer
 			srv := newServer(t, &conduit.Config{Logger: logs.logger(), Handler: conduit.Chain(conduit.Logging(), limit.new(time.Minute))(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				closed, err := os.Open(os.Args[0])
+				unreadable, err := os.OpenFile(name, os.O_WRONLY, 0)
 				if err != nil {
 					panic(err)
 				}
-				closed.Close()
-				if _, err := io.Copy(w, struct{ io.Reader }{closed}); err == nil {
-					t.Error("a closed file was read")
+				defer unreadable.Close()
+				w.Header().Set("X-Handler", "1")
+				for _, src := range []io.Reader{unreadable, struct{ io.Reader }{unreadable}} {
+					if _, err := io.Copy(w, src); err == nil {
+						t.Error("a file opened for writing was read")
+					}
 				}
 				http.Error(w, "gone", http.StatusBadGateway)
 			}))})
@@ -1336,6 +1344,20 @@ func (u unwrapOnly) Write(p []byte) (int, error) { return u.w.Write(p) }
 func (u unwrapOnly) WriteHeader(status int)      { u.w.WriteHeader(status) }
 func (u unwrapOnly) Unwrap() http.ResponseWriter { return u.w }
 
+func TestLoggingKnowsWhatIsFurtherOut(t *testing.T) {
+	for name, between := range map[string]conduit.Middleware{"Timeout": conduit.Timeout(time.Minute), "FastTimeout": conduit.FastTimeout(time.Minute), "foreign": foreign} {
+		t.Run(name, func(t *testing.T) {
+			var logs logBuffer
+			h := conduit.Chain(conduit.RequestID(), conduit.Recovery(), between, conduit.RequestID(), conduit.Logging())(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { endByPanic("x") }))
+			got := get(t, http.DefaultClient, serve(t, newServer(t, &conduit.Config{Logger: logs.logger(), Handler: h})))
+			ids := got.header["X-Request-Id"]
+			if line := logs.request(t); got.status != 500 || line["status"] != 500.0 || len(ids) != 1 || line["request_id"] != ids[0] {
+				t.Errorf("replied %d with id %v, logged %v; want the same", got.status, ids, line)
+			}
+		})
+	}
+}
+
 func TestPartsWorkBetweenForeignWrappers(t *testing.T) {
 	var logs logBuffer
 	chain := conduit.Chain(foreign, conduit.RequestID(), foreign, conduit.Recovery(), foreign, conduit.Logging(), foreign, conduit.Timeout(time.Minute), foreign)
@@ -1915,6 +1937,34 @@ func TestRunEndsInEveryWay(t *testing.T) {
 	}
 }
 
+func TestNoSignalsMeansNone(t *testing.T) {
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, syscall.SIGHUP) // which would end the process otherwise
+	defer signal.Stop(hangups)
+	var logs logBuffer
+	srv := newServer(t, &conduit.Config{Logger: logs.logger(), Handler: textHandler("ok")})
+	g := conduit.NewGracefulShutdown(srv, &conduit.ShutdownConfig{Delay: -1, Signals: []os.Signal{}})
+	l := listen(t)
+	done := make(chan error, 1)
+	go func() { done <- g.Run(context.Background(), l) }()
+	get(t, http.DefaultClient, "http://"+l.Addr().String())
+	self, err := os.FindProcess(os.Getpid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := self.Signal(syscall.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	<-hangups
+	g.Shutdown()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if lines := logs.find("draining"); len(lines) != 1 || lines[0]["cause"] != "Shutdown" {
+		t.Errorf("logged %v, want Shutdown as the cause", lines)
+	}
+}
+
 func TestShutdownDefaultsShrink(t *testing.T) {
 	tests := []struct {
 		name        string
@@ -2383,6 +2433,23 @@ func TestStreamsPassATimeoutUnbuffered(t *testing.T) {
 	})
 }
 
+// The router marks the handler's copy of the request, which after a timeout
+// only the handler may read. The log has the route even so.
+func TestLogOfATimeoutHasTheRoute(t *testing.T) {
+	for _, limit := range timeouts {
+		t.Run(limit.name, func(t *testing.T) {
+			var logs logBuffer
+			mux := http.NewServeMux()
+			mux.HandleFunc("GET /posts/{id}", func(w http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
+			url := serve(t, newServer(t, &conduit.Config{Logger: logs.logger(), Handler: conduit.Chain(conduit.RequestID(), conduit.Logging(), limit.new(20*time.Millisecond))(mux)}))
+			get(t, http.DefaultClient, url+"/posts/7")
+			if line := logs.request(t); line["status"] != 503.0 || line["pattern"] != "GET /posts/{id}" {
+				t.Errorf("logged %v, want 503 and the pattern", line)
+			}
+		})
+	}
+}
+
 // A source that blocks must not keep other writes of the handler waiting.
 func TestTimeoutReadFromDoesNotHoldTheLock(t *testing.T) {
 	for _, limit := range timeouts {
@@ -2424,6 +2491,7 @@ func TestTimeoutSendsFilesWhole(t *testing.T) {
 						panic(err)
 					}
 					defer f.Close()
+					w.Header().Set("X-Handler", "1")
 					var src io.Reader = f
 					if limited {
 						src = io.LimitReader(f, n)
@@ -2436,8 +2504,8 @@ func TestTimeoutSendsFilesWhole(t *testing.T) {
 				if limited {
 					want = content[:min(n, int64(len(content)))]
 				}
-				if got := get(t, p.client(t), url); got.body != string(want) {
-					t.Errorf("limit %d: %d bytes, want %d", n, len(got.body), len(want))
+				if got := get(t, p.client(t), url); got.body != string(want) || got.header.Get("X-Handler") != "1" {
+					t.Errorf("limit %d: %d bytes with %v, want %d and the handler's header", n, len(got.body), got.header, len(want))
 				}
 			}
 		}
@@ -2781,13 +2849,18 @@ func TestFastTimeoutEndsAnHTTP2Stream(t *testing.T) {
 		t.Run(p.name, func(t *testing.T) {
 			release := make(chan struct{})
 			defer close(release)
-			url := p.serve(t, p.server(t, &conduit.Config{Handler: conduit.FastTimeout(20 * time.Millisecond)(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { <-release }))}))
+			url := p.serve(t, p.server(t, &conduit.Config{WriteTimeout: -1, Handler: conduit.FastTimeout(20 * time.Millisecond)(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { <-release }))}))
 			res, err := p.client(t).Get(url)
 			if err != nil {
 				t.Fatal(err)
 			}
 			defer res.Body.Close()
-			body, _ := io.ReadAll(res.Body) // returns, if only because of a reset
+			hung := time.AfterFunc(20*time.Second, func() {
+				t.Error("the stream does not end")
+				res.Body.Close()
+			})
+			body, _ := io.ReadAll(res.Body) // ends, if only with a reset
+			hung.Stop()
 			if res.StatusCode != 503 || string(body) != "Service Unavailable\n" {
 				t.Errorf("got %d %q, want the 503 whole", res.StatusCode, body)
 			}

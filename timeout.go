@@ -184,6 +184,13 @@ func (h *timeoutHandler) serveAside(t *timeoutWriter, k *timeoutWorker) {
 	go k.run()
 	<-k.done
 	if t.state.Load() == timeoutFired {
+		// The copy that the router has marked is the handler's now. The
+		// router itself may be asked again.
+		if mux, ok := h.next.(interface {
+			Handler(*http.Request) (http.Handler, string)
+		}); ok {
+			_, t.original.Pattern = mux.Handler(t.original)
+		}
 		if !t.answer() {
 			panic(http.ErrAbortHandler)
 		}
