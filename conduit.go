@@ -71,6 +71,7 @@ import (
 	"net/http"
 	"os"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -128,7 +129,8 @@ type Config struct {
 
 	// TLSConfig is cloned and completed. With it the server speaks TLS, with
 	// the certificates it brings or those of CertFile, which win. Without
-	// CipherSuites it gets Go's secure ones less those in CBC mode.
+	// CipherSuites it gets Go's secure ones less those in CBC mode. What its
+	// GetConfigForClient returns is completed in the same way.
 	TLSConfig *tls.Config
 
 	// MinTLSVersion is the oldest version of TLS to accept, tls.VersionTLS12
@@ -216,11 +218,21 @@ func (c *Config) withDefaults() (Config, error) {
 		if d.CertFile == "" && d.KeyFile == "" && len(t.Certificates) == 0 && t.GetCertificate == nil && t.GetConfigForClient == nil {
 			fault("TLSConfig: has no certificate, and CertFile is not set")
 		}
-		if t.MinVersion != 0 && t.MinVersion < tls.VersionTLS12 {
-			fault("TLSConfig: MinVersion %s is older than TLS 1.2", tls.VersionName(t.MinVersion))
+		if v := t.MinVersion; v != 0 && v != tls.VersionTLS12 && v != tls.VersionTLS13 {
+			fault("TLSConfig: MinVersion %s is not supported, only TLS 1.2 and TLS 1.3 are", tls.VersionName(v))
 		}
 		if t.MaxVersion != 0 && t.MaxVersion < max(t.MinVersion, d.MinTLSVersion) {
 			fault("TLSConfig: MaxVersion %s is older than the minimum", tls.VersionName(t.MaxVersion))
+		}
+		for i, c := range t.Certificates {
+			if len(c.Certificate) == 0 {
+				fault("TLSConfig: certificate %d is empty", i+1)
+			}
+		}
+		if d.EnableHTTP2 && t.CipherSuites != nil && max(t.MinVersion, d.MinTLSVersion) < tls.VersionTLS13 &&
+			!slices.Contains(t.CipherSuites, tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256) &&
+			!slices.Contains(t.CipherSuites, tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256) {
+			fault("TLSConfig: CipherSuites lacks the suite that HTTP/2 requires, TLS_ECDHE_*_WITH_AES_128_GCM_SHA256 (RFC 9113, Section 9.2.2)")
 		}
 	}
 	if d.Database != nil {
@@ -248,22 +260,22 @@ type Server struct {
 	sayClose  atomic.Bool // replies carry Connection: close
 
 	requests atomic.Int64 // handlers that run
-	conns    atomic.Int64 // connections that are open and not hijacked
-	hijacked atomic.Int64 // handlers that run and have hijacked their connection
-	silent   atomic.Int64 // len(silentConns)
+	hijacked atomic.Int64 // those of them that have hijacked their connection
+	conns    atomic.Int64 // len(open)
+	silent   atomic.Int64 // how many of open are silent
 
 	drained        atomic.Int64  // requests that ended while draining
 	hijackedWaited atomic.Int64  // those of them that had hijacked
 	changed        chan struct{} // wakes the one that waits for connections and requests to end
 
-	mu          sync.Mutex // guards what follows
-	addr        net.Addr
-	listeners   map[*drainListener]struct{}
-	silentConns map[net.Conn]struct{} // in http.StateNew: no request has been read from them
-	cancels     []context.CancelCauseFunc
-	ending      bool // Shutdown or Close has been called
-	ended       chan struct{}
-	report      shutdownReport
+	mu        sync.Mutex // guards what follows
+	addr      net.Addr
+	listeners map[*drainListener]struct{}
+	open      map[net.Conn]bool // true: silent, no request has been read from it yet
+	cancels   []context.CancelCauseFunc
+	hurry     context.CancelCauseFunc // ends the time of the shutdown that runs; nil before Shutdown or Close
+	ended     chan struct{}           // closed when the server has stopped
+	report    shutdownReport
 }
 
 // New returns a Server for cfg, which it copies, and applies cfg.Database. The
@@ -288,13 +300,13 @@ func New(cfg *Config) (*Server, error) {
 	}
 
 	s := &Server{
-		address:     c.Address,
-		logger:      c.Logger,
-		draining:    make(chan struct{}),
-		changed:     make(chan struct{}, 1),
-		listeners:   make(map[*drainListener]struct{}),
-		silentConns: make(map[net.Conn]struct{}),
-		ended:       make(chan struct{}),
+		address:   c.Address,
+		logger:    c.Logger,
+		draining:  make(chan struct{}),
+		changed:   make(chan struct{}, 1),
+		listeners: make(map[*drainListener]struct{}),
+		open:      make(map[net.Conn]bool),
+		ended:     make(chan struct{}),
 	}
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
@@ -327,6 +339,15 @@ func serverTLSConfig(base *tls.Config, certs *certificateFiles, minVersion uint1
 	if certs != nil {
 		t.Certificates = nil
 		t.GetCertificate = certs.get
+	}
+	if get := t.GetConfigForClient; get != nil {
+		t.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+			forClient, err := get(hello)
+			if err != nil || forClient == nil {
+				return nil, err
+			}
+			return serverTLSConfig(forClient, certs, minVersion), nil
+		}
 	}
 	if t.CipherSuites == nil {
 		// The suites in CBC mode are open to timing attacks (Lucky 13), which
@@ -374,7 +395,7 @@ func (s *Server) Serve(l net.Listener) error {
 	s.prepare.Do(s.install)
 	dl := &drainListener{Listener: l, stopped: make(chan struct{})}
 	s.mu.Lock()
-	if s.ending {
+	if s.hurry != nil {
 		s.mu.Unlock()
 		l.Close()
 		<-s.ended
@@ -393,9 +414,10 @@ func (s *Server) Serve(l net.Listener) error {
 	} else {
 		err = s.http.Serve(dl)
 	}
+	dl.Close() // net/http leaves it open where it fails before it accepts
 	s.mu.Lock()
 	delete(s.listeners, dl)
-	ending := s.ending
+	ending := s.hurry != nil
 	s.mu.Unlock()
 	if ending {
 		<-s.ended
@@ -425,6 +447,9 @@ func (s *Server) install() {
 	hs.BaseContext = func(l net.Listener) context.Context {
 		ctx := context.Background()
 		if baseContext != nil {
+			if dl, ok := l.(*drainListener); ok {
+				l = dl.Listener
+			}
 			ctx = baseContext(l)
 		}
 		ctx, cancel := context.WithCancelCause(ctx)
@@ -435,26 +460,32 @@ func (s *Server) install() {
 	}
 }
 
-// trackConn counts connections and remembers those that have not sent a
-// request: http.Server.Shutdown waits more than five seconds for them.
+// trackConn keeps the connections that are open, and tells apart those that
+// have not sent a request: http.Server.Shutdown waits more than five seconds
+// for them.
 func (s *Server) trackConn(c net.Conn, state http.ConnState) {
 	switch state {
+	case http.StateActive, http.StateIdle:
+		if s.silent.Load() == 0 {
+			return // as for nearly every request
+		}
+	}
+	s.mu.Lock()
+	switch state {
 	case http.StateNew:
-		s.conns.Add(1)
-		s.mu.Lock()
-		s.silentConns[c] = struct{}{}
-		s.silent.Store(int64(len(s.silentConns)))
-		s.mu.Unlock()
-		return
-	case http.StateHijacked, http.StateClosed:
-		s.conns.Add(-1)
+		s.open[c] = true
+		s.silent.Add(1)
+	default:
+		if s.open[c] {
+			s.open[c] = false
+			s.silent.Add(-1)
+		}
+		if state == http.StateHijacked || state == http.StateClosed {
+			delete(s.open, c)
+		}
 	}
-	if s.silent.Load() != 0 {
-		s.mu.Lock()
-		delete(s.silentConns, c)
-		s.silent.Store(int64(len(s.silentConns)))
-		s.mu.Unlock()
-	}
+	s.conns.Store(int64(len(s.open)))
+	s.mu.Unlock()
 	s.notify()
 }
 
@@ -482,15 +513,15 @@ func (s *Server) Drain() {
 }
 
 // Shutdown drains, stops to accept, waits until every request is answered and
-// returns nil. If ctx ends first, the contexts of the requests that are left
-// are cancelled with a cause, their connections are closed, and the error says
-// how many. Handlers that have hijacked their connection are waited for; their
-// connections are left alone.
+// every handler has returned, and returns nil. If ctx ends first, the contexts
+// of the requests that are left are cancelled with a cause, their connections
+// are closed, and the error says how many. Handlers that have hijacked their
+// connection are waited for; their connections are left alone.
 //
 // Shutdown has no delay and runs no hooks: that is [GracefulShutdown], which a
 // service behind a load balancer wants. Shutdown may be called before Serve,
 // together with Close, and more than once: each call returns when the server
-// has stopped, and the first context that ends cuts.
+// has stopped, with the same result, and the first context that ends cuts.
 func (s *Server) Shutdown(ctx context.Context) error {
 	report := s.shutdown(ctx)
 	return report.err()
@@ -499,9 +530,10 @@ func (s *Server) Shutdown(ctx context.Context) error {
 // shutdownReport is what came of a shutdown.
 type shutdownReport struct {
 	drained        int64 // requests that ended while the server drained
+	hijackedWaited int64 // those of them that had hijacked their connection
 	cut            int64 // connections that had to be closed
-	hijackedWaited int64 // handlers with hijacked connections that ended in time
-	hijackedLeft   int64 // and those that did not
+	unfinished     int64 // requests whose handlers had not returned then
+	hijackedLeft   int64 // those of them that had hijacked
 	accepting      time.Duration
 	lingering      time.Duration
 	waiting        time.Duration
@@ -509,21 +541,23 @@ type shutdownReport struct {
 }
 
 func (r shutdownReport) err() error {
-	if r.cut == 0 && r.hijackedLeft == 0 {
+	if r.cut == 0 && r.unfinished == 0 {
 		return nil
 	}
-	return fmt.Errorf("conduit: Shutdown: %d connections cut, %d hijacked ones left: %w", r.cut, r.hijackedLeft, r.cause)
+	return fmt.Errorf("conduit: Shutdown: %d connections cut, %d requests unfinished, %d of them hijacked: %w", r.cut, r.unfinished, r.hijackedLeft, r.cause)
 }
 
 // errShutdown is the cause of contexts that a shutdown had to cancel.
 var errShutdown = errors.New("conduit: Shutdown: out of time")
 
 func (s *Server) shutdown(ctx context.Context) shutdownReport {
-	if !s.begin() {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	if hurry := s.begin(cancel); hurry != nil {
 		select {
 		case <-s.ended:
 		case <-ctx.Done():
-			s.cut()
+			hurry(context.Cause(ctx))
 			<-s.ended
 		}
 		s.mu.Lock()
@@ -545,18 +579,28 @@ func (s *Server) shutdown(ctx context.Context) shutdownReport {
 	s.linger(ctx)
 	phase(&report.lingering)
 
-	s.closeSilent()
-	err := s.http.Shutdown(ctx)
-	s.wait(ctx, func() bool { return s.hijacked.Load() == 0 })
-	report.hijackedLeft = s.hijacked.Load()
-	if ctx.Err() != nil && err != nil {
-		report.cause = context.Cause(ctx)
-		report.cut = s.cut()
-	} else if report.hijackedLeft > 0 {
-		report.cause = context.Cause(ctx)
+	s.closeConns(true)
+	stopped := make(chan struct{})
+	go func() {
+		// It waits for the accept loops without a deadline, and one of them
+		// may wait for a connection to be closed.
+		s.http.Shutdown(ctx)
+		close(stopped)
+	}()
+	select {
+	case <-stopped:
+	case <-ctx.Done():
 	}
+	// On HTTP/2 a handler may outlive its connection.
+	s.wait(ctx, func() bool { return s.requests.Load() == 0 })
 	report.drained = s.drained.Load()
 	report.hijackedWaited = s.hijackedWaited.Load()
+	if ctx.Err() != nil {
+		report.cut, report.unfinished, report.hijackedLeft = s.conns.Load(), s.requests.Load(), s.hijacked.Load()
+		report.cause = context.Cause(ctx)
+		s.cut(errShutdown)
+	}
+	<-stopped
 	phase(&report.waiting)
 
 	s.mu.Lock()
@@ -567,13 +611,16 @@ func (s *Server) shutdown(ctx context.Context) shutdownReport {
 	return report
 }
 
-// begin reports whether the caller is the first to stop the server. The first
-// one closes s.ended when it is done.
-func (s *Server) begin() bool {
+// begin returns nil to the first that stops the server, who closes s.ended
+// when that is done, and to others the function that ends the first one's
+// time.
+func (s *Server) begin(hurry context.CancelCauseFunc) context.CancelCauseFunc {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	first := !s.ending
-	s.ending = true
+	first := s.hurry
+	if first == nil {
+		s.hurry = hurry
+	}
 	return first
 }
 
@@ -604,14 +651,18 @@ const (
 // that it reads after its Shutdown has begun, so whoever is about to send one
 // is given the time to, and is told to close in the reply. Connections from
 // which nothing has been read may have their first request under way; where
-// only such ones are left, 100 ms are enough for it.
+// only such ones are left, 100 ms are enough for it, unless it has to shake
+// hands first.
 func (s *Server) linger(ctx context.Context) {
-	silent, cancelSilent := context.WithTimeout(ctx, lingerSilent)
-	defer cancelSilent()
-	s.wait(silent, func() bool { return s.conns.Load() == 0 })
-	all, cancelAll := context.WithTimeout(ctx, lingerMax-lingerSilent)
-	defer cancelAll()
-	s.wait(all, func() bool { return s.conns.Load() <= s.silent.Load() })
+	all, cancel := context.WithTimeout(ctx, lingerMax)
+	defer cancel()
+	first, cancelFirst := context.WithTimeout(all, lingerSilent)
+	defer cancelFirst()
+	s.wait(first, func() bool { return s.conns.Load() == 0 })
+	s.wait(all, func() bool {
+		conns := s.conns.Load()
+		return conns == 0 || !s.secure && conns == s.silent.Load()
+	})
 }
 
 // wait returns when done reports true, looking again whenever a connection or
@@ -626,23 +677,25 @@ func (s *Server) wait(ctx context.Context, done func() bool) {
 	}
 }
 
-// closeSilent closes the connections from which no request has been read.
-func (s *Server) closeSilent() {
+// closeConns closes the connections that are open, or only the silent ones.
+func (s *Server) closeConns(silentOnly bool) {
 	s.mu.Lock()
-	silent := maps.Clone(s.silentConns)
+	open := maps.Clone(s.open)
 	s.mu.Unlock()
-	for c := range silent {
-		c.Close()
+	for c, silent := range open {
+		if silent || !silentOnly {
+			c.Close()
+		}
 	}
 }
 
-// cut cancels the requests that run, closes their connections and returns how
-// many connections there were.
-func (s *Server) cut() int64 {
-	n := s.conns.Load()
-	s.cancelRequests(errShutdown)
-	s.http.Close()
-	return n
+// cut cancels the requests that run and closes the listeners and connections.
+// Connections go first: http.Server.Close waits for the accept loops, which may
+// wait for one of them.
+func (s *Server) cut(cause error) error {
+	s.cancelRequests(cause)
+	s.closeConns(false)
+	return s.http.Close()
 }
 
 func (s *Server) cancelRequests(cause error) {
@@ -656,15 +709,17 @@ func (s *Server) cancelRequests(cause error) {
 
 // Close cancels the requests that run and closes all listeners and
 // connections at once, but for the hijacked ones. It returns the error of
-// closing the listeners. More than once is harmless.
+// closing the listeners. During a Shutdown it ends that one's time, and returns
+// when the server has stopped. More than once is harmless.
 func (s *Server) Close() error {
-	first := s.begin()
-	s.Drain()
-	s.cancelRequests(http.ErrServerClosed)
-	err := s.http.Close()
-	if first {
-		close(s.ended)
+	if hurry := s.begin(func(error) {}); hurry != nil {
+		hurry(http.ErrServerClosed)
+		<-s.ended
+		return nil
 	}
+	s.Drain()
+	err := s.cut(http.ErrServerClosed)
+	close(s.ended)
 	return err
 }
 
@@ -675,7 +730,7 @@ type drainListener struct {
 	net.Listener
 	mu       sync.Mutex // guards stopping, and a deadline being set by stop
 	stopping bool
-	stopped  chan struct{} // closed when the listener is
+	stopped  chan struct{} // closed when the listener is, and nothing more comes of it
 	once     sync.Once
 }
 
@@ -693,11 +748,19 @@ func (l *drainListener) Accept() (net.Conn, error) {
 		return nil, err
 	}
 	if d, ok := l.Listener.(deadliner); ok && isTimeout(err) {
-		// A deadline in the past would not even try the queue.
-		d.SetDeadline(time.Now().Add(time.Millisecond))
-		if c, err = l.Listener.Accept(); err == nil {
-			d.SetDeadline(time.Unix(1, 0))
-			return c, nil
+		// A deadline in the past would not even try the queue. A look that
+		// took long was interrupted by whatever keeps the processors busy: it
+		// may have come too late to see anything, or is too old to go by.
+		for range 20 {
+			start := time.Now()
+			d.SetDeadline(start.Add(20 * time.Microsecond))
+			if c, err = l.Listener.Accept(); err == nil {
+				d.SetDeadline(time.Unix(1, 0))
+				return c, nil
+			}
+			if time.Since(start) < 200*time.Microsecond {
+				break
+			}
 		}
 	}
 	l.Close()
@@ -712,18 +775,17 @@ func isTimeout(err error) bool {
 }
 
 // stop makes Accept empty the queue and close the listener. One that has no
-// deadlines is closed here.
+// deadlines is closed here, which Accept then sees.
 func (l *drainListener) stop() {
 	l.mu.Lock()
+	defer l.mu.Unlock()
 	l.stopping = true
-	d, ok := l.Listener.(deadliner)
-	ok = ok && d.SetDeadline(time.Unix(1, 0)) == nil
-	l.mu.Unlock()
-	if !ok {
-		l.Close()
+	if d, ok := l.Listener.(deadliner); !ok || d.SetDeadline(time.Unix(1, 0)) != nil {
+		l.Listener.Close()
 	}
 }
 
+// Close is called when nothing is accepted any more.
 func (l *drainListener) Close() error {
 	var err error
 	l.once.Do(func() {
@@ -1100,8 +1162,39 @@ func (x *exchange) FlushError() error {
 	if x.finished.Load() {
 		return errFinished
 	}
-	x.begin(http.StatusOK)
-	return http.NewResponseController(x.ResponseWriter).Flush()
+	if x.status == 0 {
+		x.announceClose(http.StatusOK)
+	}
+	err := http.NewResponseController(x.ResponseWriter).Flush()
+	if x.status == 0 && !errors.Is(err, http.ErrNotSupported) {
+		x.status = http.StatusOK
+	}
+	return err
+}
+
+// The deadlines are forwarded by hand so that they, too, end with the handler:
+// through Unwrap a goroutine left behind would set those of the next request
+// (HTTP/1) or crash the process (HTTP/2).
+
+func (x *exchange) SetReadDeadline(deadline time.Time) error {
+	if x.finished.Load() {
+		return errFinished
+	}
+	return http.NewResponseController(x.ResponseWriter).SetReadDeadline(deadline)
+}
+
+func (x *exchange) SetWriteDeadline(deadline time.Time) error {
+	if x.finished.Load() {
+		return errFinished
+	}
+	return http.NewResponseController(x.ResponseWriter).SetWriteDeadline(deadline)
+}
+
+func (x *exchange) EnableFullDuplex() error {
+	if x.finished.Load() {
+		return errFinished
+	}
+	return http.NewResponseController(x.ResponseWriter).EnableFullDuplex()
 }
 
 func (x *exchange) Hijack() (net.Conn, *bufio.ReadWriter, error) {

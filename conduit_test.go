@@ -81,6 +81,9 @@ func TestNewReportsEveryFault(t *testing.T) {
 		{"mismatched files", &conduit.Config{Handler: h, CertFile: otherCert, KeyFile: keyFile}, []string{"conduit: CertFile, KeyFile: "}},
 		{"TLS without certificate", &conduit.Config{Handler: h, TLSConfig: &tls.Config{}}, []string{"conduit: TLSConfig: "}},
 		{"old TLSConfig", &conduit.Config{Handler: h, CertFile: certFile, KeyFile: keyFile, TLSConfig: &tls.Config{MinVersion: tls.VersionTLS10}}, []string{"conduit: TLSConfig: MinVersion"}},
+		{"unknown TLSConfig", &conduit.Config{Handler: h, CertFile: certFile, KeyFile: keyFile, TLSConfig: &tls.Config{MinVersion: 0x9999}}, []string{"conduit: TLSConfig: MinVersion"}},
+		{"empty certificate", &conduit.Config{Handler: h, TLSConfig: &tls.Config{Certificates: []tls.Certificate{{}}}}, []string{"conduit: TLSConfig: certificate 1"}},
+		{"suites without HTTP/2's", &conduit.Config{Handler: h, EnableHTTP2: true, CertFile: certFile, KeyFile: keyFile, TLSConfig: &tls.Config{CipherSuites: []uint16{tls.TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256}}}, []string{"conduit: TLSConfig: CipherSuites"}},
 		{"TLSConfig upside down", &conduit.Config{Handler: h, CertFile: certFile, KeyFile: keyFile, MinTLSVersion: tls.VersionTLS13, TLSConfig: &tls.Config{MaxVersion: tls.VersionTLS12}}, []string{"conduit: TLSConfig: MaxVersion"}},
 		{"database without DB", &conduit.Config{Handler: h, Database: &conduit.DatabaseConfig{}}, []string{"conduit: DB: "}},
 		{
@@ -225,6 +228,24 @@ func TestListenAndServeNamesATakenAddress(t *testing.T) {
 	}
 	if srv.Addr() != nil {
 		t.Errorf("Addr = %v, want nil", srv.Addr())
+	}
+}
+
+// net/http fails for want of a certificate before it accepts, and leaves the
+// listener open.
+func TestServeClosesItsListener(t *testing.T) {
+	srv := newServer(t, conduit.DefaultConfig(http.NotFoundHandler()))
+	srv.HTTPServer().TLSConfig = &tls.Config{}
+	l := listen(t)
+	if err := srv.Serve(l); err == nil {
+		t.Error("Serve without a certificate returned nil")
+	}
+	if conn, err := net.Dial("tcp", l.Addr().String()); err == nil {
+		conn.Close()
+		t.Error("the listener was left open")
+	}
+	if err := srv.Shutdown(t.Context()); err != nil {
+		t.Error(err)
 	}
 }
 
@@ -397,11 +418,35 @@ func TestTLSRefusesWhatIsWeak(t *testing.T) {
 func TestMinTLSVersionIsKept(t *testing.T) {
 	cert := testCertificate()
 	certFile, keyFile := writeCertificate(t, t.TempDir(), cert)
-	srv := newServer(t, &conduit.Config{Handler: http.NotFoundHandler(), CertFile: certFile, KeyFile: keyFile, MinTLSVersion: tls.VersionTLS13})
-	addr := strings.TrimPrefix(serve(t, srv), "http://")
-	if conn, err := tls.Dial("tcp", addr, &tls.Config{RootCAs: cert.pool, ServerName: "conduit.test", MaxVersion: tls.VersionTLS12}); err == nil {
-		conn.Close()
-		t.Error("a TLS 1.2 client was let in")
+	other := newCertificate(t, "other.test")
+	tests := []struct {
+		name string
+		cfg  *conduit.Config
+	}{
+		{"MinTLSVersion", &conduit.Config{MinTLSVersion: tls.VersionTLS13}},
+		{"TLSConfig.MinVersion", &conduit.Config{TLSConfig: &tls.Config{MinVersion: tls.VersionTLS13}}},
+		{"GetConfigForClient", &conduit.Config{MinTLSVersion: tls.VersionTLS13, TLSConfig: &tls.Config{
+			GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
+				return &tls.Config{MinVersion: tls.VersionTLS10, Certificates: []tls.Certificate{other.pair}}, nil
+			},
+		}}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			tt.cfg.Handler, tt.cfg.CertFile, tt.cfg.KeyFile = http.NotFoundHandler(), certFile, keyFile
+			addr := strings.TrimPrefix(serve(t, newServer(t, tt.cfg)), "http://")
+			client := &tls.Config{RootCAs: cert.pool, ServerName: "conduit.test"}
+			conn, err := tls.Dial("tcp", addr, client)
+			if err != nil {
+				t.Fatal(err) // CertFile's certificate has to be the one
+			}
+			conn.Close()
+			client.MaxVersion = tls.VersionTLS12
+			if conn, err := tls.Dial("tcp", addr, client); err == nil {
+				conn.Close()
+				t.Error("a TLS 1.2 client was let in")
+			}
+		})
 	}
 }
 
@@ -508,6 +553,27 @@ func TestErrorLogHasLevels(t *testing.T) {
 	}
 }
 
+func TestErrorLogLevelsByPrefix(t *testing.T) {
+	tests := []struct{ text, level string }{
+		{"http: TLS handshake error from 1.2.3.4:5: EOF", "DEBUG"},
+		{"http: TLS handshake error from 1.2.3.4:5: read tcp 1.1.1.1:443->1.2.3.4:5: read: connection reset by peer", "DEBUG"},
+		{"http: TLS handshake error from 1.2.3.4:5: read tcp 1.1.1.1:443->1.2.3.4:5: i/o timeout", "DEBUG"},
+		{"http: TLS handshake error from 1.2.3.4:5: tls: no cipher suite supported by both client and server", "WARN"},
+		{"http: Accept error: accept tcp: too many open files; retrying in 5ms", "ERROR"},
+		{"http: panic serving 1.2.3.4:5: boom\ngoroutine 1 [running]:", "ERROR"},
+		{"http2: panic serving 1.2.3.4:5: boom\ngoroutine 1 [running]:", "ERROR"},
+		{"http: superfluous response.WriteHeader call from main.f", "WARN"},
+	}
+	for _, tt := range tests {
+		var logs logBuffer
+		srv := newServer(t, &conduit.Config{Handler: http.NotFoundHandler(), Logger: logs.logger()})
+		srv.HTTPServer().ErrorLog.Print(tt.text)
+		if lines := logs.lines(); len(lines) != 1 || lines[0]["level"] != tt.level || lines[0]["err"] != tt.text || lines[0]["msg"] != "net/http" {
+			t.Errorf("%q was logged as %v, want level %s", tt.text, lines, tt.level)
+		}
+	}
+}
+
 func TestSlowHeadersAreCut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		srv := newServer(t, conduit.DefaultConfig(http.NotFoundHandler()))
@@ -582,7 +648,8 @@ func TestLateWritesHarmNobody(t *testing.T) {
 				_, err = io.WriteString(w, "late")
 				errs = append(errs, err)
 				_, err = w.(io.ReaderFrom).ReadFrom(strings.NewReader("late"))
-				errs = append(errs, err, http.NewResponseController(w).Flush())
+				rc := http.NewResponseController(w)
+				errs = append(errs, err, rc.Flush(), rc.SetWriteDeadline(time.Unix(1, 0)), rc.SetReadDeadline(time.Unix(1, 0)), rc.EnableFullDuplex())
 				_, _, err = http.NewResponseController(w).Hijack()
 				done <- append(errs, err)
 			}()
@@ -805,6 +872,41 @@ func TestRepliesSayCloseOnceTheServerDrains(t *testing.T) {
 			})
 		}
 	})
+}
+
+func TestAnUpgradeIsNotToldToClose(t *testing.T) {
+	srv := newServer(t, conduit.DefaultConfig(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Connection", "Upgrade")
+		w.Header().Set("Upgrade", "test")
+		w.WriteHeader(http.StatusSwitchingProtocols)
+	})))
+	url := serve(t, srv)
+	srv.Drain()
+	conn, br := rawDial(t, strings.TrimPrefix(url, "http://"))
+	fmt.Fprint(conn, "GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: test\r\n\r\n")
+	res, err := http.ReadResponse(br, nil)
+	if err != nil || res.StatusCode != 101 || res.Header.Get("Connection") != "Upgrade" {
+		t.Errorf("got %v, %v; want 101 with Connection: Upgrade", res, err)
+	}
+}
+
+// A writer that cannot flush has begun nothing.
+func TestFlushThatIsNotSupportedLeavesTheStatusOpen(t *testing.T) {
+	var logs logBuffer
+	old := slog.Default()
+	slog.SetDefault(logs.logger())
+	defer slog.SetDefault(old)
+	rec := httptest.NewRecorder()
+	h := conduit.Chain(conduit.Recovery(), conduit.Logging())(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if err := http.NewResponseController(w).Flush(); !errors.Is(err, http.ErrNotSupported) {
+			t.Errorf("Flush = %v, want http.ErrNotSupported", err)
+		}
+		w.WriteHeader(http.StatusNotFound)
+	}))
+	h.ServeHTTP(struct{ http.ResponseWriter }{rec}, httptest.NewRequest("GET", "/", nil))
+	if line := logs.request(t); rec.Code != 404 || line["status"] != 404.0 {
+		t.Errorf("replied %d, logged %v; want 404", rec.Code, line)
+	}
 }
 
 func TestDrainingAndLoggerOutsideAServer(t *testing.T) {
@@ -1715,16 +1817,165 @@ func TestServerShutdownCutsWhenAnyContextEnds(t *testing.T) {
 		synctest.Wait()
 		first := make(chan error, 1)
 		go func() { first <- srv.Shutdown(context.Background()) }()
+		synctest.Wait()
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		second := srv.Shutdown(ctx)
-		if err := <-first; err != nil && !strings.Contains(err.Error(), "conduit: Shutdown: ") {
-			t.Errorf("first Shutdown = %v", err)
-		}
-		if second == nil || !strings.Contains(second.Error(), "1 connections cut") {
-			t.Errorf("second Shutdown = %v, want 1 connection cut", second)
+		for _, err := range []error{<-first, second} {
+			if err == nil || !strings.Contains(err.Error(), "1 connections cut, 1 requests unfinished") || !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("Shutdown = %v, want 1 connection cut", err)
+			}
 		}
 	})
+}
+
+// Whatever the first one waits for, another that is out of time ends it.
+func TestNobodyWaitsForAShutdownWithoutEnd(t *testing.T) {
+	ends := map[string]func(*conduit.Server){
+		"Shutdown": func(srv *conduit.Server) {
+			ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+			defer cancel()
+			if err := srv.Shutdown(ctx); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "1 of them hijacked") {
+				t.Errorf("second Shutdown = %v, want one hijacked left", err)
+			}
+		},
+		"Close": func(srv *conduit.Server) { srv.Close() },
+	}
+	for name, end := range ends {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				forever := make(chan struct{})
+				defer close(forever)
+				srv := newServer(t, conduit.DefaultConfig(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					conn, _, err := http.NewResponseController(w).Hijack()
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					defer conn.Close()
+					<-forever
+				})))
+				l := newPipeListener()
+				served, first := make(chan error, 1), make(chan error, 1)
+				go func() { served <- srv.Serve(l) }()
+				conn := l.dial()
+				defer conn.Close()
+				io.WriteString(conn, "GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+				synctest.Wait()
+				go func() { first <- srv.Shutdown(context.Background()) }()
+				synctest.Wait()
+				end(srv)
+				if err := <-first; err == nil {
+					t.Error("the first Shutdown = nil, want an error")
+				}
+				if err := <-served; err != nil {
+					t.Errorf("Serve = %v", err)
+				}
+			})
+		})
+	}
+}
+
+func TestCloseCancelsRequests(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cause := make(chan error, 1)
+		srv := newServer(t, conduit.DefaultConfig(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			<-r.Context().Done()
+			cause <- context.Cause(r.Context())
+		})))
+		l := newPipeListener()
+		serveBubble(t, srv, l)
+		conn := l.dial()
+		defer conn.Close()
+		io.WriteString(conn, "GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+		synctest.Wait()
+		if err := srv.Close(); err != nil {
+			t.Error(err)
+		}
+		if err := <-cause; err != http.ErrServerClosed {
+			t.Errorf("cause = %v, want http.ErrServerClosed", err)
+		}
+	})
+}
+
+// On HTTP/2 a connection that is gone does not end its handlers. Hooks must not
+// close what they use.
+func TestHandlersOfClientsThatLeftAreWaitedFor(t *testing.T) {
+	eachProtocol(t, func(t *testing.T, p protocol) {
+		started, left, cleanedUp := make(chan struct{}), make(chan struct{}), make(chan struct{})
+		var done atomic.Bool
+		srv := p.server(t, &conduit.Config{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			close(started)
+			<-r.Context().Done()
+			close(left)
+			<-cleanedUp
+			done.Store(true)
+		})})
+		url, client := p.serve(t, srv), p.client(t)
+		ctx, cancel := context.WithCancel(t.Context())
+		req, _ := http.NewRequestWithContext(ctx, "GET", url, nil)
+		go func() {
+			<-started
+			cancel()
+		}()
+		if res, err := client.Do(req); err == nil {
+			t.Fatalf("got %s", res.Status)
+		}
+		client.CloseIdleConnections()
+		<-left
+		srv.Drain()
+		time.AfterFunc(300*time.Millisecond, func() { close(cleanedUp) }) // after the linger
+		if err := srv.Shutdown(t.Context()); err != nil || !done.Load() {
+			t.Errorf("Shutdown = %v, the handler has returned: %v", err, done.Load())
+		}
+	})
+}
+
+// A listener that limits its connections may wait for one to be closed before
+// it accepts, and net/http for the listener.
+func TestShutdownKeepsItsDeadlineWithAStuckListener(t *testing.T) {
+	srv := newServer(t, conduit.DefaultConfig(textHandler("ok")))
+	l := &limitListener{TCPListener: listen(t).(*net.TCPListener), free: make(chan struct{}, 1), waiting: make(chan struct{}, 1)}
+	l.free <- struct{}{}
+	serveOn(t, srv, l)
+	client := http1Protocol.client(t)
+	get(t, client, "http://"+l.Addr().String()) // and stay connected
+	<-l.waiting
+	<-l.waiting
+	ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+	defer cancel()
+	start := time.Now()
+	srv.Shutdown(ctx)
+	if took := time.Since(start); took > 20*time.Second {
+		t.Errorf("took %v, as long as an idle connection may last", took)
+	}
+}
+
+type limitListener struct {
+	*net.TCPListener
+	free, waiting chan struct{}
+}
+
+func (l *limitListener) Accept() (net.Conn, error) {
+	l.waiting <- struct{}{}
+	<-l.free
+	c, err := l.TCPListener.Accept()
+	if err != nil {
+		l.free <- struct{}{}
+		return nil, err
+	}
+	return &limitConn{Conn: c, free: l.free}, nil
+}
+
+type limitConn struct {
+	net.Conn
+	once sync.Once
+	free chan struct{}
+}
+
+func (c *limitConn) Close() error {
+	c.once.Do(func() { c.free <- struct{}{} })
+	return c.Conn.Close()
 }
 
 func TestHijackedConnectionsAreWaitedFor(t *testing.T) {
