@@ -58,6 +58,7 @@ package conduit
 import (
 	"bufio"
 	"bytes"
+	"compress/gzip"
 	"context"
 	"crypto/rand"
 	"crypto/tls"
@@ -71,6 +72,7 @@ import (
 	"net/http"
 	"os"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -1437,4 +1439,213 @@ func (c *LoggingConfig) log(x *exchange, r *http.Request, start time.Time, statu
 	}
 	record.AddAttrs(attrs...)
 	_ = logger.Handler().Handle(r.Context(), record)
+}
+
+// negotiate returns the one of offers, lower-case codings in the server's
+// order of preference, that a request with this header prefers, and "" for
+// none: identity. An offer counts if Accept-Encoding names it, or else if it
+// has a * that stands for it, with a quality above 0; the highest quality
+// wins, at equal ones the earlier offer, and identity only if it is named with
+// a higher one. What is malformed is ignored, and of contradicting qualities
+// the lower one counts. See [RFC 9110, Section 12.5.3].
+//
+// [RFC 9110, Section 12.5.3]: https://www.rfc-editor.org/rfc/rfc9110#section-12.5.3
+func negotiate(header http.Header, offers ...string) string {
+	lines := header["Accept-Encoding"]
+	if len(lines) == 0 {
+		return "" // everything is acceptable, but such clients rarely decode
+	}
+	if len(lines) == 1 {
+		switch lines[0] {
+		case "gzip, deflate, br, zstd", "gzip, deflate, br", "gzip, deflate", "gzip": // what browsers and Go send
+			for _, offer := range offers {
+				if strings.Contains(lines[0], offer) {
+					return offer
+				}
+			}
+			return ""
+		}
+	}
+	best, bestQuality := "", max(codingQuality(lines, "identity"), 1)
+	anyOther := codingQuality(lines, "*")
+	for _, offer := range offers {
+		quality := codingQuality(lines, offer)
+		if quality < 0 {
+			quality = anyOther
+		}
+		if quality > bestQuality || quality == bestQuality && best == "" {
+			best, bestQuality = offer, quality
+		}
+	}
+	return best
+}
+
+// codingQuality returns the quality, in thousandths, that the lines of an
+// Accept-Encoding give to a coding, -1 if they do not name it.
+func codingQuality(lines []string, coding string) int {
+	quality := -1
+	for _, rest := range lines {
+		for rest != "" {
+			var member string
+			member, rest, _ = strings.Cut(rest, ",")
+			name, weight, weighted := strings.Cut(member, ";")
+			name = strings.Trim(name, " \t")
+			if !strings.EqualFold(name, coding) && !(coding == "gzip" && strings.EqualFold(name, "x-gzip")) {
+				continue
+			}
+			q := 1000
+			if weighted {
+				q = parseWeight(strings.Trim(weight, " \t"))
+			}
+			if q >= 0 && (quality < 0 || q < quality) {
+				quality = q
+			}
+		}
+	}
+	return quality
+}
+
+// parseWeight returns the quality of a weight such as q=0.5 in thousandths, -1
+// if it is malformed.
+func parseWeight(s string) int {
+	if len(s) < 3 || len(s) > 7 || s[0]|0x20 != 'q' || s[1] != '=' || s[2] != '0' && s[2] != '1' || len(s) > 3 && s[3] != '.' {
+		return -1
+	}
+	q := int(s[2]-'0') * 1000
+	for i, unit := 4, 100; i < len(s); i, unit = i+1, unit/10 {
+		if s[i] < '0' || s[i] > '9' {
+			return -1
+		}
+		q += int(s[i]-'0') * unit
+	}
+	if q > 1000 {
+		return -1
+	}
+	return q
+}
+
+// compressible reports whether bodies of a media type, with or without
+// parameters, shrink when they are coded. An event stream would too, but what
+// lies between may hold back what it cannot read.
+func compressible(contentType string) bool {
+	switch t := mediaType(contentType); t {
+	case "text/event-stream":
+		return false
+	case "application/json", "application/javascript", "application/x-javascript", "application/ecmascript",
+		"application/xml", "application/xml-dtd", "application/wasm", "application/rtf", "application/sql",
+		"application/graphql", "application/yaml", "application/x-yaml", "application/toml",
+		"application/ndjson", "application/x-ndjson", "application/jsonl", "application/json-seq",
+		"application/x-www-form-urlencoded", "application/vnd.ms-fontobject", "application/x-font-ttf",
+		"font/ttf", "font/otf", "font/sfnt", "font/collection",
+		"image/bmp", "image/x-icon", "image/vnd.microsoft.icon":
+		return true
+	default:
+		return strings.HasPrefix(t, "text/") || strings.HasSuffix(t, "+json") || strings.HasSuffix(t, "+xml") ||
+			strings.HasSuffix(t, "+yaml")
+	}
+}
+
+// mediaType returns the type in a Content-Type without its parameters, in
+// lower case.
+func mediaType(contentType string) string {
+	t, _, _ := strings.Cut(contentType, ";")
+	return strings.ToLower(strings.Trim(t, " \t"))
+}
+
+// varyAcceptEncoding is shared by replies and never written to.
+var varyAcceptEncoding = []string{"Accept-Encoding"}
+
+// addVary adds a field name to Vary unless it is there. The values that are
+// there may be shared with other replies.
+func addVary(h http.Header, field string) {
+	vary := h["Vary"]
+	switch {
+	case hasMember(vary, field), hasMember(vary, "*"):
+	case len(vary) == 0 && field == varyAcceptEncoding[0]:
+		h["Vary"] = varyAcceptEncoding
+	default:
+		h["Vary"] = append(slices.Clip(vary), field)
+	}
+}
+
+// hasMember reports whether a field whose value is a list has this member, in
+// any case.
+func hasMember(lines []string, member string) bool {
+	for _, rest := range lines {
+		for rest != "" {
+			var m string
+			m, rest, _ = strings.Cut(rest, ",")
+			if strings.EqualFold(strings.Trim(m, " \t"), member) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// gzipWriters holds idle writers, of about 800 kB each, by level.
+var gzipWriters [gzip.BestCompression + 1]sync.Pool
+
+// gzipWriter returns a writer to dst of a level from 1 to 9.
+func gzipWriter(dst io.Writer, level int) *gzip.Writer {
+	z, ok := gzipWriters[level].Get().(*gzip.Writer)
+	if !ok {
+		z, _ = gzip.NewWriterLevel(dst, level)
+		return z
+	}
+	z.Reset(dst)
+	return z
+}
+
+// putGzipWriter takes back a writer that nobody else can be using any more:
+// not after a panic. It is not reset, which costs as much as a small reply.
+func putGzipWriter(z *gzip.Writer, level int) { gzipWriters[level].Put(z) }
+
+// releaseTimeout lifts every Timeout around w, just before the first byte of a
+// reply that outlives them by nature. False means that one has fired, and
+// nothing may be written. It finds timeout.go's by their method releaseTimeout.
+func releaseTimeout(w http.ResponseWriter) bool {
+	for {
+		if t, ok := w.(interface{ releaseTimeout() bool }); ok && !t.releaseTimeout() {
+			return false
+		}
+		u, ok := w.(interface{ Unwrap() http.ResponseWriter })
+		if !ok {
+			return true
+		}
+		w = u.Unwrap()
+	}
+}
+
+// rollingDeadline moves the connection's write deadline along with a reply
+// that may last longer than WriteTimeout: armed before a write, cleared once
+// that is flushed, so that a client which takes nothing is let go, and nobody
+// else. It must be cleared in between, for an armed deadline resets an HTTP/2
+// stream that is merely quiet.
+type rollingDeadline struct {
+	w         http.ResponseWriter
+	allowance time.Duration // for each write
+}
+
+// newRollingDeadline allows each write the server's WriteTimeout, and 15
+// seconds where there is none.
+func newRollingDeadline(w http.ResponseWriter, r *http.Request) rollingDeadline {
+	allowance := 15 * time.Second
+	if srv, ok := r.Context().Value(http.ServerContextKey).(*http.Server); ok && srv.WriteTimeout > 0 {
+		allowance = srv.WriteTimeout
+	}
+	return rollingDeadline{w, allowance}
+}
+
+func (d rollingDeadline) arm() error { return d.set(time.Now().Add(d.allowance)) }
+
+func (d rollingDeadline) clear() error { return d.set(time.Time{}) }
+
+// set ignores that a writer has no deadlines, as httptest.ResponseRecorder.
+func (d rollingDeadline) set(deadline time.Time) error {
+	err := http.NewResponseController(d.w).SetWriteDeadline(deadline)
+	if errors.Is(err, http.ErrNotSupported) {
+		return nil
+	}
+	return err
 }
