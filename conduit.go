@@ -1950,9 +1950,6 @@ func (z *compressWriter) ReadFrom(src io.Reader) (int64, error) {
 	if z.finished.Load() {
 		return 0, errFinished
 	}
-	if z.state == compressPlain {
-		return z.forward(src)
-	}
 	if z.state == compressOpen && z.judge(http.StatusOK) == compressPlain {
 		n, err := z.forward(src)
 		if n > 0 {
