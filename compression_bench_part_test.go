@@ -6,9 +6,9 @@ import (
 	"encoding/json"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -49,12 +49,15 @@ func BenchmarkCompression(b *testing.B) {
 
 var compressionJSONType = []string{"application/json"}
 
-// compressionJSON returns a JSON array of about n bytes.
+// compressionJSON returns a JSON array of about n bytes, which shrinks as much
+// as JSON that services send.
 func compressionJSON(n int) string {
+	words := strings.Fields("amber basin cedar delta ember fjord grove haven inlet jetty knoll ledge meadow north ocean prairie quarry ridge shore tundra upland valley willow yonder")
+	rng := rand.New(rand.NewPCG(1, 2))
+	word := func() string { return words[rng.IntN(len(words))] }
 	var items []benchItem
-	for size := 0; size < n; size += 65 {
-		i := len(items) * 7919
-		items = append(items, benchItem{ID: i, Name: "item " + strconv.Itoa(i%1000), Price: float64(i%10007) / 100, Tags: []string{"new", "sale"}})
+	for size := 0; size < n; size += 85 {
+		items = append(items, benchItem{ID: rng.IntN(1e6), Name: word() + " " + word() + " " + word(), Price: float64(rng.IntN(1e5)) / 100, Tags: []string{word(), word()}})
 	}
 	text, err := json.Marshal(items)
 	if err != nil {

@@ -967,7 +967,7 @@ func TestCompressionKeepsInvalidStatusesApart(t *testing.T) {
 
 // However a body is written, it comes out as it would without Compression.
 func TestCompressionIsTransparent(t *testing.T) {
-	text := compressionJSON(100 << 10)
+	text := compressionJSON(128 << 10)
 	sizes := []int{0, 1, 511, 512, 513, 1023, 1024, 1025, 2047, 2048, 4095, 4096, 4097, 10000, 100000}
 	types := []string{"", "application/json", "image/png"}
 	seed := uint64(time.Now().UnixNano())
@@ -975,7 +975,7 @@ func TestCompressionIsTransparent(t *testing.T) {
 		rng := rand.New(rand.NewPCG(seed, uint64(i)))
 		size := sizes[rng.IntN(len(sizes))]
 		if rng.IntN(3) == 0 {
-			size = rng.IntN(len(text))
+			size = rng.IntN(100000)
 		}
 		contentType := types[rng.IntN(len(types))]
 		declare, explicit, flushes := rng.IntN(3) == 0, rng.IntN(2) == 0, rng.IntN(3) == 0

@@ -1537,6 +1537,9 @@ func Compression() Middleware { return CompressionWith(nil) }
 // A reply whose handler panics, or writes less than the Content-Length it has
 // set, is cut, so that nobody takes a part for the whole.
 //
+// How well a reply shrinks tells something of what is in it. Do not code one
+// that holds a secret beside text which a stranger can choose (BREACH).
+//
 // Compression belongs inside [Logging], which then counts the bytes that were
 // sent, and best inside [Timeout] too. CompressionWith panics, naming the
 // field, on a Level that gzip has not and on a malformed pattern in Types. A
@@ -1583,11 +1586,12 @@ type compressWriter struct {
 	status   int
 	declared int64           // the Content-Length that the handler has set, -1 without one
 	limit    int             // how many bytes to hold back
-	held     *compressBuffer // nil until something is held back
+	held     *compressBuffer // what is held back, in compressHeld
 	coder    *gzip.Writer    // nil until something is coded
 	coded    int64           // bytes that the coder was given
 
 	contentType, contentLength [1]string // values that are made here
+	text                       strings.Reader
 }
 
 // compressBuffer is what a compressWriter holds back: the first bytes of a
@@ -1640,9 +1644,6 @@ func (z *compressWriter) WriteHeader(status int) {
 		z.ResponseWriter.WriteHeader(status) // informational, or it panics
 	case z.state == compressOpen:
 		z.begin(status)
-		if z.state == compressHeld {
-			z.hold(nil)
-		}
 	case z.state != compressHeld:
 		z.ResponseWriter.WriteHeader(status) // logs that it is one too many
 	}
@@ -1657,6 +1658,8 @@ func (z *compressWriter) begin(status int) {
 	case compressCoded:
 		z.announce()
 		z.ResponseWriter.WriteHeader(status)
+	default:
+		z.hold()
 	}
 }
 
@@ -1763,18 +1766,14 @@ func (z *compressWriter) announce() {
 	weakenETag(h)
 }
 
-// hold keeps p back, and the header with the first of it: what the handler
-// sets from here on must not be in the reply's, nor without Compression would
-// it be.
-func (z *compressWriter) hold(p []byte) {
-	if z.held == nil {
-		z.held = compressBuffers.Get().(*compressBuffer)
-		for name, values := range z.ResponseWriter.Header() {
-			z.held.header = append(z.held.header, headerField{name, values})
-			z.held.trailers = z.held.trailers || name == "Trailer" || strings.HasPrefix(name, http.TrailerPrefix)
-		}
+// hold keeps the header as it is: what the handler sets from here on must not
+// be in the reply's, nor would it be without Compression.
+func (z *compressWriter) hold() {
+	z.held = compressBuffers.Get().(*compressBuffer)
+	for name, values := range z.ResponseWriter.Header() {
+		z.held.header = append(z.held.header, headerField{name, values})
+		z.held.trailers = z.held.trailers || name == "Trailer" || strings.HasPrefix(name, http.TrailerPrefix)
 	}
-	z.held.body = append(z.held.body, p...)
 }
 
 // rewind makes h what it was when the handler began to reply, and returns the
@@ -1806,50 +1805,33 @@ func sameValues(a, b []string) bool {
 	return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0])
 }
 
-// The reasons to settle.
-const (
-	settleFull  = iota // no more is to be held back
-	settleFlush        // the handler flushes
-	settleEnd          // the handler has returned
-)
-
-// settle decides what becomes of the body, of which first is what is known of
-// it, and sends the header and what was held back.
-func (z *compressWriter) settle(first []byte, reason int) error {
+// settle decides what becomes of a body that is held back, because it is
+// enough of it, the handler flushes or the handler has returned, and sends it.
+func (z *compressWriter) settle(flush, end bool) error {
 	h := z.ResponseWriter.Header()
 	held := z.held
 	z.held = nil
-	var late []headerField
-	if held != nil {
-		late = held.rewind(h)
-	}
-	types, codes := h["Content-Type"], true // judge has looked at it
-	if len(types) == 0 {
-		codes = false
-		if len(first) > 0 {
-			// From coded bytes net/http would make application/x-gzip.
-			z.contentType[0] = http.DetectContentType(first)
-			h["Content-Type"] = z.contentType[:]
-			if codes = z.config.codes(z.contentType[0]); codes {
-				addVary(h, "Accept-Encoding")
-			}
+	late := held.rewind(h)
+	codes := len(h["Content-Type"]) > 0 // then judge has looked at it
+	if !codes && len(held.body) > 0 {
+		// From coded bytes net/http would make application/x-gzip.
+		z.contentType[0] = http.DetectContentType(held.body)
+		h["Content-Type"] = z.contentType[:]
+		if codes = z.config.codes(z.contentType[0]); codes {
+			addVary(h, "Accept-Encoding")
 		}
 	}
 	z.state = compressPlain
-	switch {
-	case codes && z.worth(len(first), reason == settleFlush):
+	if codes && z.worth(len(held.body), flush) {
 		z.state = compressCoded
 		z.announce()
-	case reason == settleEnd && z.declared < 0 && len(first) > 0 && !held.trailers && late == nil:
-		z.contentLength[0] = strconv.Itoa(len(first))
+	} else if end && z.declared < 0 && len(held.body) > 0 && !held.trailers && late == nil {
+		z.contentLength[0] = strconv.Itoa(len(held.body))
 		h["Content-Length"] = z.contentLength[:]
 	}
 	z.ResponseWriter.WriteHeader(z.status)
 	for _, f := range late {
 		h[f.name] = f.values
-	}
-	if held == nil {
-		return nil
 	}
 	var err error
 	if len(held.body) > 0 {
@@ -1869,18 +1851,12 @@ func (z *compressWriter) Write(p []byte) (int, error) {
 	if z.state != compressHeld {
 		return z.write(p)
 	}
-	n, first := 0, p
-	if z.held != nil || len(p) < z.limit {
-		n = len(p)
-		if z.held != nil {
-			n = min(n, z.limit-len(z.held.body))
-		}
-		z.hold(p[:n])
-		if first = z.held.body; len(first) < z.limit {
-			return n, nil
-		}
+	n := min(len(p), z.limit-len(z.held.body))
+	z.held.body = append(z.held.body, p[:n]...)
+	if len(z.held.body) < z.limit {
+		return n, nil
 	}
-	if err := z.settle(first, settleFull); err != nil || n == len(p) {
+	if err := z.settle(false, false); err != nil || n == len(p) {
 		return n, err
 	}
 	m, err := z.write(p[n:])
@@ -1919,28 +1895,12 @@ func (z *compressWriter) WriteString(s string) (int, error) {
 	if z.state == compressOpen {
 		z.begin(http.StatusOK)
 	}
-	if z.state == compressHeld {
-		z.hold(nil)
-		if len(z.held.body)+len(s) < z.limit {
-			z.held.body = append(z.held.body, s...)
-			return len(s), nil
-		}
+	if z.state == compressPlain {
+		return io.WriteString(z.ResponseWriter, s)
 	}
-	var n int
-	buf := compressBuffers.Get().(*compressBuffer)
-	for n < len(s) && z.state != compressPlain {
-		m, err := z.Write(append(buf.body, s[n:min(len(s), n+compressBufferSize)]...))
-		n += m
-		if err != nil {
-			return n, err
-		}
-	}
-	buf.free()
-	if z.state != compressPlain {
-		return n, nil
-	}
-	m, err := io.WriteString(z.ResponseWriter, s[n:])
-	return n + m, err
+	z.text.Reset(s)
+	n, err := z.ReadFrom(&z.text)
+	return int(n), err
 }
 
 // ReadFrom keeps sendfile for what is not coded, even if that turns out only
@@ -1999,7 +1959,7 @@ func (z *compressWriter) FlushError() error {
 		z.begin(http.StatusOK)
 	}
 	if z.state == compressHeld {
-		if err := z.settle(z.heldBody(), settleFlush); err != nil {
+		if err := z.settle(true, false); err != nil {
 			return err
 		}
 	}
@@ -2009,13 +1969,6 @@ func (z *compressWriter) FlushError() error {
 		}
 	}
 	return http.NewResponseController(z.ResponseWriter).Flush()
-}
-
-func (z *compressWriter) heldBody() []byte {
-	if z.held == nil {
-		return nil
-	}
-	return z.held.body
 }
 
 // Hijack drops what was held back: the connection is the handler's.
@@ -2036,7 +1989,7 @@ func (z *compressWriter) finish() {
 		z.begin(http.StatusOK) // the header may speak of the body of a GET
 	}
 	if z.state == compressHeld {
-		z.settle(z.heldBody(), settleEnd)
+		z.settle(false, true)
 	}
 	if z.state != compressCoded || z.request.Method == http.MethodHead {
 		return
@@ -2209,7 +2162,7 @@ func gzipWriter(dst io.Writer, level int) *gzip.Writer {
 }
 
 // putGzipWriter takes back a writer that nobody else can be using any more:
-// not after a panic. It is not reset, which costs as much as a small reply.
+// not after a panic.
 func putGzipWriter(z *gzip.Writer, level int) { gzipWriters[level].Put(z) }
 
 // releaseTimeout lifts every Timeout around w, just before the first byte of a
