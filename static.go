@@ -1347,12 +1347,13 @@ type fileSender struct {
 }
 
 const (
-	// sendChunk is what a client has to take within the deadline where a
-	// write that was interrupted cannot be taken up again.
+	// sendChunk is what a client has to take within the deadline.
 	sendChunk = 64 << 10
 
-	// sendfileChunk is how much goes out in one call where it can.
+	// sendfileChunk is how much goes out in one call where a call that was
+	// interrupted can be taken up again, and sendfileMax to fast clients.
 	sendfileChunk = 256 << 10
+	sendfileMax   = 2 << 20
 
 	// minAllowance is the least time that a client gets. A live one shows no
 	// progress while the kernel's buffer drains by a third or so, which over
@@ -1408,8 +1409,7 @@ func (s *fileSender) sendFile(p fileRange) {
 			panic(http.ErrAbortHandler)
 		}
 	}
-	left := p.length
-	for left > 0 {
+	for left := p.length; left > 0; {
 		n := min(left, s.chunk)
 		switch {
 		case left <= sendChunk:
@@ -1417,15 +1417,20 @@ func (s *fileSender) sendFile(p fileRange) {
 		case n == left:
 			n -= sendChunk
 		}
+		start := time.Now()
 		s.deadline.arm()
 		sent, err := io.CopyN(s.w, s.file, n)
 		left -= sent
-		if err == nil || sent > 0 && errors.Is(err, os.ErrDeadlineExceeded) {
-			// Interrupted, sendfile can go on, and so can a client that has
-			// taken something. Other writes fail again, at once.
-			continue
+		if err != nil && !(sent >= sendChunk && errors.Is(err, os.ErrDeadlineExceeded)) {
+			panic(http.ErrAbortHandler)
 		}
-		panic(http.ErrAbortHandler)
+		// Interrupted, sendfile can go on, and what cannot fails again at once:
+		// a wrapped connection. That is why chunks grow only for the fast.
+		if took := time.Since(start); took > time.Second {
+			s.chunk = sendChunk
+		} else if s.chunk > sendChunk && took < 20*time.Millisecond {
+			s.chunk = min(2*s.chunk, sendfileMax)
+		}
 	}
 }
 

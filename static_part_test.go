@@ -342,6 +342,9 @@ func FuzzStaticPath(f *testing.F) {
 	syscall.Mkfifo(filepath.Join(dir, "fifo"), 0o600)
 	files := staticServer(f, conduit.FileServerConfig{Dir: dir, Fallback: "a.txt"})
 	f.Fuzz(func(t *testing.T, path, raw, query string) {
+		if _, err := url.Parse("/?" + query); err != nil {
+			t.Skip("net/http refuses the query")
+		}
 		r := httptest.NewRequest("GET", "/", nil)
 		r.URL = &url.URL{Path: path, RawPath: raw, RawQuery: query}
 		rec := httptest.NewRecorder()
@@ -783,12 +786,8 @@ func TestStaticDiffersFromNetHTTPOnlyWhereItSaysSo(t *testing.T) {
 				if condition != "" {
 					lines = strings.Split(condition, "\n")
 				}
-				// net/http answers a HEAD with a Range as it does a GET, and has no tag for If-Match: *.
 				if method == "HEAD" && strings.HasPrefix(condition, "Range") {
-					continue
-				}
-				if condition == "If-Match: *" && false {
-					continue
+					continue // net/http answers as to a GET
 				}
 				got, want := staticAsk(ours, method, target, lines...), staticAsk(std, method, target, lines...)
 				where := fmt.Sprintf("%s %s %q", method, target, lines)
@@ -895,6 +894,33 @@ func TestStaticGzip(t *testing.T) {
 			if !maps.EqualFunc(head.Header(), h, slices.Equal) {
 				t.Errorf("%s %q: HEAD %v, GET %v", test.target, test.accept, head.Header(), h)
 			}
+		}
+	}
+}
+
+func TestStaticIsLeftAloneByCompression(t *testing.T) {
+	script, large := string(staticText(20000)), string(staticText(50000))
+	dir := staticTree(t, map[string]string{"a.js": script, "large.js": large})
+	files := staticServer(t, conduit.FileServerConfig{Dir: dir, MaxCachedFile: 30000})
+	url := serve(t, newServer(t, &conduit.Config{Handler: conduit.Compression()(files)}))
+	client := newClient(t, &http.Transport{DisableCompression: true})
+	for _, test := range []struct{ target, body, tag string }{
+		{"/a.js", script, `"` + staticHash(script) + `-gzip"`},
+		{"/large.js", large, ""}, // coded by Compression, with a tag that it has made weak
+	} {
+		req, _ := http.NewRequest("GET", url+test.target, nil)
+		req.Header.Set("Accept-Encoding", "gzip")
+		got := do(t, client, req)
+		tag := got.header.Get("Etag")
+		if got.header.Get("Content-Encoding") != "gzip" || staticGunzip(t, got.body) != test.body || strings.Join(got.header.Values("Vary"), ",") != "Accept-Encoding" {
+			t.Errorf("%s: %d, %d bytes, %v", test.target, got.status, len(got.body), got.header)
+		}
+		if test.tag != "" && tag != test.tag || test.tag == "" && !strings.HasPrefix(tag, "W/") {
+			t.Errorf("%s: tag %s, want %s", test.target, tag, test.tag)
+		}
+		req.Header.Set("If-None-Match", tag)
+		if got := do(t, client, req); got.status != 304 || got.header.Get("Etag") != tag {
+			t.Errorf("%s again: %d %v", test.target, got.status, got.header)
 		}
 	}
 }
@@ -1164,10 +1190,10 @@ func TestStaticErrorsOfTheFileSystem(t *testing.T) {
 // A walk over many names must not push out those in demand, nor outgrow the
 // bound.
 func TestStaticCacheWithstandsAScan(t *testing.T) {
-	const size, limit = 2000, 1 << 20
+	const size, limit, names = 2000, 1 << 20, 5000
 	many := make(fstest.MapFS)
 	body := bytes.Repeat([]byte("x"), size)
-	for i := range 20000 {
+	for i := range names {
 		many["scan/"+strconv.Itoa(i)] = &fstest.MapFile{Data: body, ModTime: staticTime}
 	}
 	for i := range 20 {
@@ -1191,7 +1217,7 @@ func TestStaticCacheWithstandsAScan(t *testing.T) {
 	hot()
 	hot()
 	before := heap()
-	for i := range 20000 {
+	for i := range names {
 		staticAsk(files, "GET", "/scan/"+strconv.Itoa(i))
 		staticAsk(files, "GET", "/none/"+strconv.Itoa(i))
 		if i%500 == 499 {
@@ -1204,10 +1230,10 @@ func TestStaticCacheWithstandsAScan(t *testing.T) {
 		t.Errorf("the heap grew by %d for a cache of %d", grown, limit)
 	}
 	opens := counted.opens.Load()
-	for i := range 20000 {
+	for i := range names {
 		staticAsk(files, "GET", "/scan/"+strconv.Itoa(i))
 	}
-	if kept := 20000 - (counted.opens.Load() - opens); kept > limit/size {
+	if kept := names - (counted.opens.Load() - opens); kept > limit/size {
 		t.Errorf("%d files of %d bytes were kept in %d", kept, size, limit)
 	}
 	runtime.KeepAlive(files)
@@ -1501,61 +1527,65 @@ func TestStaticSlowClients(t *testing.T) {
 		t.Fatal(err)
 	}
 	file.Close()
-	for _, chain := range []struct {
-		name string
-		mw   conduit.Middleware
-	}{
-		{"alone", func(h http.Handler) http.Handler { return h }},
-		{"chain", conduit.Chain(conduit.RequestID(), conduit.Recovery(), conduit.Logging(), conduit.Timeout(500*time.Millisecond))},
-		{"fast", conduit.FastTimeout(500 * time.Millisecond)},
-	} {
-		eachProtocol(t, func(t *testing.T, p protocol) {
-			t.Run(chain.name, func(t *testing.T) {
-				t.Parallel()
-				ended := make(chan time.Duration, 2)
-				files := staticServer(t, conduit.FileServerConfig{Dir: dir})
-				start := time.Now()
-				srv := p.server(t, &conduit.Config{WriteTimeout: time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-					defer func() { ended <- time.Since(start) }()
-					chain.mw(files).ServeHTTP(w, r)
-				})})
-				url := p.serve(t, srv)
-				res, err := p.client(t).Get(url + "/large.bin")
-				if err != nil {
-					t.Fatal(err)
-				}
-				defer res.Body.Close()
-				buf := make([]byte, 1<<20)
-				var n int
-				for {
-					m, err := io.ReadFull(res.Body, buf)
-					n += m
-					if err != nil {
-						break
-					}
-					time.Sleep(100 * time.Millisecond)
-				}
-				if took := time.Since(start); n != staticSlow || took < 2*time.Second {
-					t.Errorf("%d bytes of %d in %v", n, staticSlow, took)
-				}
-				<-ended
+	files := staticServer(t, conduit.FileServerConfig{Dir: dir})
+	chain := conduit.Chain(conduit.RequestID(), conduit.Recovery(), conduit.Logging(), conduit.Timeout(500*time.Millisecond))
+	fast := conduit.FastTimeout(500 * time.Millisecond)
+	eachProtocol(t, func(t *testing.T, p protocol) {
+		var wg sync.WaitGroup
+		for _, h := range []http.Handler{files, chain(files), fast(files)} {
+			wg.Go(func() { staticSlowClient(t, p, h, 1<<20) })
+		}
+		wg.Go(func() { staticSlowClient(t, p, files, 80<<10) })
+		wg.Go(func() { staticStalledClient(t, p, chain(files)) })
+		wg.Wait()
+	})
+}
 
-				start = time.Now()
-				res, err = p.client(t).Get(url + "/large.bin")
-				if err != nil {
-					t.Fatal(err)
-				}
-				defer res.Body.Close()
-				select {
-				case took := <-ended:
-					if took < 2*time.Second {
-						t.Errorf("a client that reads nothing was let go after %v", took)
-					}
-				case <-time.After(15 * time.Second):
-					t.Error("a client that reads nothing is not let go")
-				}
-			})
-		})
+// staticSlowClient takes a piece every 100 ms, for 5 seconds, and then the rest.
+func staticSlowClient(t *testing.T, p protocol, h http.Handler, piece int) {
+	url := p.serve(t, p.server(t, &conduit.Config{WriteTimeout: time.Second, Handler: h}))
+	res, err := p.client(t).Get(url + "/large.bin")
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	defer res.Body.Close()
+	start := time.Now()
+	buf := make([]byte, piece)
+	var n int
+	for err == nil {
+		var m int
+		m, err = io.ReadFull(res.Body, buf)
+		n += m
+		if time.Since(start) < 5*time.Second {
+			time.Sleep(100 * time.Millisecond)
+		}
+	}
+	if took := time.Since(start); n != staticSlow || took < 2*time.Second {
+		t.Errorf("%d bytes at a time: %d bytes of %d in %v: %v", piece, n, staticSlow, took, err)
+	}
+}
+
+func staticStalledClient(t *testing.T, p protocol, h http.Handler) {
+	ended := make(chan time.Duration, 1)
+	url := p.serve(t, p.server(t, &conduit.Config{WriteTimeout: time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		start := time.Now()
+		defer func() { ended <- time.Since(start) }()
+		h.ServeHTTP(w, r)
+	})}))
+	res, err := p.client(t).Get(url + "/large.bin")
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	defer res.Body.Close()
+	select {
+	case took := <-ended:
+		if took < 2*time.Second {
+			t.Errorf("let go after %v, which is how long a live client may seem to stop", took)
+		}
+	case <-time.After(30 * time.Second):
+		t.Error("not let go")
 	}
 }
 
