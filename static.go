@@ -57,10 +57,11 @@ import (
 // with a dot are refused but .well-known, as are devices, pipes and sockets.
 //
 // A client that takes nothing for the server's WriteTimeout, or 15 seconds where
-// there is none, is let go. One that takes something is never cut, neither by
-// WriteTimeout nor by a [Timeout] around the FileServer. How much a client has
-// taken shows only as the kernel's buffer drains, a large part at a time: less
-// than 3 seconds are never demanded.
+// there is none, is let go, at the latest when twice that has passed. One that
+// goes on taking, 64 KiB in that time, is never cut, neither by WriteTimeout nor
+// by a [Timeout] around the FileServer. What a client has taken shows only as the
+// kernel's buffer drains, a large part at a time: the time is never less than 3
+// seconds.
 //
 // Its methods may be called from any goroutine.
 //
@@ -899,22 +900,14 @@ func (f *FileServer) read(key, name string, old *fileEntry, hash bool) (*fileEnt
 	return e, err
 }
 
-// open opens a regular file. A pipe or a device is not even opened, which may
-// block or have effects; one that has just taken the place of a file is opened
-// without waiting for the other end.
+// open opens a regular file.
 func (f *FileServer) open(name string) (fs.File, fs.FileInfo, error) {
-	info, err := f.tree.stat(name)
-	if err != nil {
-		return nil, nil, err
-	}
-	if err := checkRegular(name, info); err != nil {
-		return nil, nil, err
-	}
 	file, err := f.tree.open(name)
 	if err != nil {
 		return nil, nil, err
 	}
-	if info, err = file.Stat(); err == nil {
+	info, err := file.Stat()
+	if err == nil {
 		err = checkRegular(name, info)
 	}
 	if err != nil {
@@ -1114,16 +1107,10 @@ func contentTypeOf(name string, head []byte) string {
 }
 
 var contentTypes = map[string]string{
-	".aac":         "audio/aac",
 	".atom":        "application/atom+xml",
 	".avif":        "image/avif",
-	".bin":         "application/octet-stream",
-	".bmp":         "image/bmp",
-	".br":          "application/octet-stream",
 	".css":         "text/css; charset=utf-8",
 	".csv":         "text/csv; charset=utf-8",
-	".eot":         "application/vnd.ms-fontobject",
-	".flac":        "audio/flac",
 	".gif":         "image/gif",
 	".gz":          "application/gzip",
 	".htm":         "text/html; charset=utf-8",
@@ -1133,25 +1120,15 @@ var contentTypes = map[string]string{
 	".jpg":         "image/jpeg",
 	".js":          "text/javascript; charset=utf-8",
 	".json":        "application/json",
-	".jsonld":      "application/ld+json",
-	".jxl":         "image/jxl",
-	".m3u8":        "application/vnd.apple.mpegurl",
-	".m4a":         "audio/mp4",
 	".map":         "application/json",
 	".md":          "text/markdown; charset=utf-8",
 	".mjs":         "text/javascript; charset=utf-8",
 	".mp3":         "audio/mpeg",
 	".mp4":         "video/mp4",
-	".oga":         "audio/ogg",
 	".ogg":         "audio/ogg",
-	".ogv":         "video/ogg",
-	".opus":        "audio/ogg",
-	".otf":         "font/otf",
 	".pdf":         "application/pdf",
 	".png":         "image/png",
-	".rss":         "application/rss+xml",
 	".svg":         "image/svg+xml",
-	".tar":         "application/x-tar",
 	".ttf":         "font/ttf",
 	".txt":         "text/plain; charset=utf-8",
 	".vtt":         "text/vtt; charset=utf-8",
@@ -1162,7 +1139,6 @@ var contentTypes = map[string]string{
 	".webp":        "image/webp",
 	".woff":        "font/woff",
 	".woff2":       "font/woff2",
-	".xhtml":       "application/xhtml+xml",
 	".xml":         "text/xml; charset=utf-8",
 	".zip":         "application/zip",
 	".zst":         "application/zstd",
@@ -1470,7 +1446,8 @@ func (s *fileSender) sendMultipart(ranges []fileRange, contentType string) {
 	s.write([]byte(end))
 }
 
-// fileTree is where files come from. Names are valid ones of package fs.
+// fileTree is where files come from. Names are valid ones of package fs. A pipe
+// or a device is not even opened, which may block or have effects.
 type fileTree interface {
 	stat(name string) (fs.FileInfo, error)
 	open(name string) (fs.File, error)
@@ -1480,8 +1457,20 @@ type fileTree interface {
 type fsTree struct{ fs.FS }
 
 func (t fsTree) stat(name string) (fs.FileInfo, error) { return fs.Stat(t.FS, name) }
-func (t fsTree) open(name string) (fs.File, error)     { return t.FS.Open(name) }
 func (t fsTree) close() error                          { return nil }
+
+func (t fsTree) open(name string) (fs.File, error) {
+	if stat, ok := t.FS.(fs.StatFS); ok { // without it, to look is to open
+		info, err := stat.Stat(name)
+		if err == nil {
+			err = checkRegular(name, info)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	return t.FS.Open(name)
+}
 
 // dirTree is a directory, which may be replaced by another one: an [os.Root]
 // stays with the one that it has opened.
@@ -1563,7 +1552,16 @@ func (t *dirTree) stat(name string) (fs.FileInfo, error) {
 	return t.root.Stat(filepath.FromSlash(name))
 }
 
+// open does not wait for the other end of a pipe that has just taken the place
+// of a file.
 func (t *dirTree) open(name string) (fs.File, error) {
+	info, err := t.stat(name)
+	if err == nil {
+		err = checkRegular(name, info)
+	}
+	if err != nil {
+		return nil, err
+	}
 	t.mu.RLock()
 	defer t.mu.RUnlock()
 	if t.root == nil {

@@ -47,8 +47,8 @@ func ExampleNewFileServer() {
 	// public, max-age=31536000
 }
 
-// A single-page application in the binary. The map stands for what a
-// go:embed directive fills, an embed.FS.
+// A single-page application in the binary. The map stands for the embed.FS that
+// a service would have.
 func ExampleNewFileServerWith() {
 	site := fstest.MapFS{
 		"index.html": {Data: []byte("<!doctype html><script src=app.js></script>")},

@@ -1535,7 +1535,9 @@ func TestStaticSlowClients(t *testing.T) {
 		for _, h := range []http.Handler{files, chain(files), fast(files)} {
 			wg.Go(func() { staticSlowClient(t, p, h, 1<<20) })
 		}
-		wg.Go(func() { staticSlowClient(t, p, files, 80<<10) })
+		if p.http1 { // the others see each piece, by flow control or by encrypting it
+			wg.Go(func() { staticSlowClient(t, p, files, 80<<10) })
+		}
 		wg.Go(func() { staticStalledClient(t, p, chain(files)) })
 		wg.Wait()
 	})
