@@ -24,6 +24,7 @@ import (
 	"bufio"
 	"bytes"
 	"cmp"
+	"compress/gzip"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -32,9 +33,12 @@ import (
 	"io"
 	"log"
 	"log/slog"
+	mathrand "math/rand/v2"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"regexp"
 	"runtime/debug"
 	"strconv"
@@ -599,4 +603,188 @@ func benchByHandLogging(next http.Handler) http.Handler {
 
 func benchByHandTimeout(next http.Handler) http.Handler {
 	return http.TimeoutHandler(next, 30*time.Second, "Service Unavailable\n")
+}
+
+// BenchmarkCompression measures 40 KB of JSON, which a client that accepts
+// gzip gets coded, and a body that is too small for it. Written by hand, the
+// writer is pooled and has gzip's own level, 6, and nothing is too small.
+func BenchmarkCompression(b *testing.B) {
+	large := compressionJSON(40 << 10)
+	for _, c := range []struct{ name, reply, accept string }{
+		{"JSON_40KB", large, "gzip, deflate, br, zstd"},
+		{"tiny", benchHelloText, "gzip, deflate, br, zstd"},
+		{"not_accepted", large, "identity"},
+	} {
+		b.Run(c.name, func(b *testing.B) {
+			h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				w.Header()["Content-Type"] = compressionJSONType
+				io.WriteString(w, c.reply)
+			})
+			b.Run("conduit", func(b *testing.B) {
+				compressionBench(b, benchConduitServer(b, conduit.Compression()(h), slog.DiscardHandler).HTTPServer(), c.reply, c.accept)
+			})
+			b.Run("conduit_alone", func(b *testing.B) {
+				compressionBench(b, benchHTTPServer(b, conduit.Compression()(h)), c.reply, c.accept)
+			})
+			b.Run("net_http", func(b *testing.B) {
+				compressionBench(b, benchHTTPServer(b, compressionByHand(h)), c.reply, c.accept)
+			})
+			b.Run("bare_handler", func(b *testing.B) {
+				compressionBench(b, benchHTTPServer(b, h), c.reply, "")
+			})
+		})
+	}
+}
+
+var compressionJSONType = []string{"application/json"}
+
+// compressionJSON returns a JSON array of about n bytes, which shrinks as much
+// as JSON that services send.
+func compressionJSON(n int) string {
+	words := strings.Fields("amber basin cedar delta ember fjord grove haven inlet jetty knoll ledge meadow north ocean prairie quarry ridge shore tundra upland valley willow yonder")
+	rng := mathrand.New(mathrand.NewPCG(1, 2))
+	word := func() string { return words[rng.IntN(len(words))] }
+	var items []benchItem
+	for size := 0; size < n; size += 85 {
+		items = append(items, benchItem{ID: rng.IntN(1e6), Name: word() + " " + word() + " " + word(), Price: float64(rng.IntN(1e5)) / 100, Tags: []string{word(), word()}})
+	}
+	text, err := json.Marshal(items)
+	if err != nil {
+		panic(err)
+	}
+	return string(text)
+}
+
+func compressionBench(b *testing.B, srv *http.Server, reply, accept string) {
+	ctx, cancel := context.WithCancel(benchContext(srv))
+	defer cancel()
+	r := httptest.NewRequestWithContext(ctx, "GET", "/", nil)
+	r.Header.Set("Accept-Encoding", accept)
+
+	rec := httptest.NewRecorder()
+	srv.Handler.ServeHTTP(rec, r)
+	body := rec.Body.String()
+	if rec.Header().Get("Content-Encoding") == "gzip" {
+		body = compressionDecode(b, body)
+	}
+	if rec.Code != http.StatusOK || body != reply {
+		b.Fatalf("got %d %v with %d bytes, want 200 with %d", rec.Code, rec.Header(), len(body), len(reply))
+	}
+
+	w := &benchWriter{header: make(http.Header)}
+	b.ReportAllocs()
+	b.SetBytes(int64(len(reply)))
+	for b.Loop() {
+		w.reset()
+		srv.Handler.ServeHTTP(w, r)
+	}
+	b.ReportMetric(float64(rec.Body.Len()), "sent-B")
+	if w.status != http.StatusOK || w.bytes != rec.Body.Len() {
+		b.Fatalf("got %d with %d bytes in the end, want 200 with %d", w.status, w.bytes, rec.Body.Len())
+	}
+}
+
+// compressionByHand is what a service without a library does.
+func compressionByHand(next http.Handler) http.Handler {
+	pool := sync.Pool{New: func() any { return gzip.NewWriter(io.Discard) }}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Add("Vary", "Accept-Encoding")
+		if !strings.Contains(r.Header.Get("Accept-Encoding"), "gzip") {
+			next.ServeHTTP(w, r)
+			return
+		}
+		w.Header().Set("Content-Encoding", "gzip")
+		z := pool.Get().(*gzip.Writer)
+		defer pool.Put(z)
+		z.Reset(w)
+		defer z.Close()
+		next.ServeHTTP(compressionByHandWriter{w, z}, r)
+	})
+}
+
+type compressionByHandWriter struct {
+	http.ResponseWriter
+	z *gzip.Writer
+}
+
+func (w compressionByHandWriter) Write(p []byte) (int, error) { return w.z.Write(p) }
+
+// BenchmarkStaticFileServing serves one file in process, with writers that
+// throw away what they get.
+func BenchmarkStaticFileServing(b *testing.B) {
+	dir := b.TempDir()
+	for name, size := range map[string]int{"small.txt": 4 << 10, "script.js": 131 << 10, "large.bin": 1 << 20} {
+		file := filepath.Join(dir, name)
+		if err := os.WriteFile(file, staticText(size), 0o600); err != nil {
+			b.Fatal(err)
+		}
+		long := time.Now().Add(-time.Hour)
+		if err := os.Chtimes(file, long, long); err != nil {
+			b.Fatal(err)
+		}
+	}
+	files := conduit.NewFileServer(dir, "")
+	defer files.Close()
+	std := http.FileServer(http.Dir(dir))
+	benchStatic(b, "hit_4KB", files, std, "/small.txt", http.StatusOK, false, nil)
+	benchStatic(b, "not_modified", files, std, "/small.txt", http.StatusNotModified, true, nil)
+	benchStatic(b, "gzip_131KB", files, std, "/script.js", http.StatusOK, false, http.Header{"Accept-Encoding": {"gzip"}})
+	benchStatic(b, "large_1MB", files, std, "/large.bin", http.StatusOK, false, nil)
+}
+
+func benchStatic(b *testing.B, name string, files, std http.Handler, target string, status int, revalidate bool, header http.Header) {
+	for _, peer := range []struct {
+		name string
+		h    http.Handler
+	}{{"conduit", files}, {"net_http", std}} {
+		b.Run(name+"/"+peer.name, func(b *testing.B) {
+			r := httptest.NewRequest("GET", target, nil)
+			for field, values := range header {
+				r.Header[field] = values
+			}
+			rec := httptest.NewRecorder()
+			peer.h.ServeHTTP(rec, r)
+			if rec.Code != http.StatusOK {
+				b.Fatalf("status %d, want 200", rec.Code)
+			}
+			if revalidate {
+				// A browser sends what it has been given.
+				if tag := rec.Header().Get("Etag"); tag != "" {
+					r.Header.Set("If-None-Match", tag)
+				}
+				r.Header.Set("If-Modified-Since", rec.Header().Get("Last-Modified"))
+			}
+			w := &staticDiscard{header: make(http.Header)}
+			b.ReportAllocs()
+			for b.Loop() {
+				clear(w.header)
+				w.status = http.StatusOK
+				peer.h.ServeHTTP(w, r)
+				if w.status != status {
+					b.Fatalf("status %d, want %d", w.status, status)
+				}
+			}
+		})
+	}
+}
+
+// staticDiscard is a ResponseWriter that keeps nothing but the header.
+type staticDiscard struct {
+	header http.Header
+	status int
+}
+
+func (w *staticDiscard) Header() http.Header         { return w.header }
+func (w *staticDiscard) Write(p []byte) (int, error) { return len(p), nil }
+func (w *staticDiscard) WriteHeader(status int)      { w.status = status }
+
+func (w *staticDiscard) ReadFrom(src io.Reader) (int64, error) { return io.Copy(io.Discard, src) }
+
+// staticText returns text that gzip shrinks about as much as a script.
+func staticText(size int) []byte {
+	var buf bytes.Buffer
+	for i := 0; buf.Len() < size; i++ {
+		fmt.Fprintf(&buf, "function f%d(a, b) { return a * %d + b[%q]; }\n", i, i*7919%10007, fmt.Sprint("key", i*31%97))
+	}
+	return buf.Bytes()[:size]
 }

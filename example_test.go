@@ -4,8 +4,10 @@ import (
 	"context"
 	"crypto/tls"
 	"database/sql"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"html/template"
 	"io"
 	"log"
 	"log/slog"
@@ -13,7 +15,9 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"path/filepath"
 	"strconv"
+	"testing/fstest"
 	"time"
 
 	"example.com/conduit"
@@ -450,4 +454,141 @@ func ExampleDatabaseConfig() {
 	if err := g.Start(); err != nil {
 		log.Fatal(err)
 	}
+}
+
+// A long list goes out coded to clients that accept it, a short reply as it
+// is.
+func ExampleCompression() {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /items", func(w http.ResponseWriter, r *http.Request) {
+		items := make([]map[string]any, 1000)
+		for i := range items {
+			items[i] = map[string]any{"id": i, "name": fmt.Sprint("item ", i)}
+		}
+		w.Header().Set("Content-Type", "application/json")
+		json.NewEncoder(w).Encode(items)
+	})
+	mux.HandleFunc("GET /hello", func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprintln(w, "hello")
+	})
+	handler := conduit.Compression()(mux)
+
+	for _, path := range []string{"/items", "/hello"} {
+		for _, accept := range []string{"gzip, deflate, br", "identity"} {
+			r := httptest.NewRequest("GET", path, nil)
+			r.Header.Set("Accept-Encoding", accept)
+			w := httptest.NewRecorder()
+			handler.ServeHTTP(w, r)
+			fmt.Printf("%s for %s: over 10 KB %t, %v\n", path, accept, w.Body.Len() > 10<<10, w.Header()["Content-Encoding"])
+		}
+	}
+	// Output:
+	// /items for gzip, deflate, br: over 10 KB false, [gzip]
+	// /items for identity: over 10 KB true, []
+	// /hello for gzip, deflate, br: over 10 KB false, []
+	// /hello for identity: over 10 KB false, []
+}
+
+// Code large replies alone, of the types that the service sends, and take more
+// time for it.
+func ExampleCompressionWith() {
+	compress := conduit.CompressionWith(&conduit.CompressionConfig{
+		Level:   6,
+		MinSize: 16 << 10,
+		Types:   []string{"text/*", "application/json", "*/*+json"},
+	})
+	srv, err := conduit.New(conduit.DefaultConfig(compress(http.DefaultServeMux)))
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	srv.ListenAndServe()
+}
+
+// A directory at /static/. Register it at the prefix and do not strip that.
+func ExampleNewFileServer() {
+	dir, err := os.MkdirTemp("", "public")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	if err := os.WriteFile(filepath.Join(dir, "hello.txt"), []byte("hello\n"), 0o600); err != nil {
+		log.Fatal(err)
+	}
+
+	files := conduit.NewFileServer(dir, "/static")
+	defer files.Close()
+	mux := http.NewServeMux()
+	mux.Handle("/static/", files)
+
+	srv := httptest.NewServer(mux)
+	defer srv.Close()
+	res, err := http.Get(srv.URL + "/static/hello.txt")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer res.Body.Close()
+	body, _ := io.ReadAll(res.Body)
+	fmt.Print(string(body))
+	fmt.Println(res.Header.Get("Content-Type"))
+	fmt.Println(res.Header.Get("Cache-Control"))
+	// Output:
+	// hello
+	// text/plain; charset=utf-8
+	// public, max-age=31536000
+}
+
+// A single-page application in the binary. The map stands for the embed.FS that
+// a service would have.
+func ExampleNewFileServerWith() {
+	site := fstest.MapFS{
+		"index.html": {Data: []byte("<!doctype html><script src=app.js></script>")},
+		"app.js":     {Data: []byte("render()")},
+	}
+	files, err := conduit.NewFileServerWith(&conduit.FileServerConfig{
+		FS:       site,
+		Fallback: "index.html", // /users/17 is a route of the application
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer files.Close()
+
+	for _, path := range []string{"/app.js", "/users/17", "/missing.js"} {
+		r := httptest.NewRequest("GET", path, nil)
+		r.Header.Set("Accept", "text/html")
+		w := httptest.NewRecorder()
+		files.ServeHTTP(w, r)
+		fmt.Println(path, w.Code, w.Header().Get("Content-Type"))
+	}
+	// Output:
+	// /app.js 200 text/javascript; charset=utf-8
+	// /users/17 200 text/html; charset=utf-8
+	// /missing.js 404 text/plain; charset=utf-8
+}
+
+// A page names its files with the hash of their content, so that browsers may
+// keep them for ever and still see a new one at once.
+func ExampleFileServer_URL() {
+	files, err := conduit.NewFileServerWith(&conduit.FileServerConfig{
+		FS:     fstest.MapFS{"app.js": {Data: []byte("render()")}},
+		Prefix: "/static",
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer files.Close()
+
+	page := template.Must(template.New("page").Funcs(template.FuncMap{"static": files.URL}).Parse(
+		`<script src="{{static "app.js"}}"></script>` + "\n"))
+	if err := page.Execute(os.Stdout, nil); err != nil {
+		log.Fatal(err)
+	}
+
+	w := httptest.NewRecorder()
+	files.ServeHTTP(w, httptest.NewRequest("GET", files.URL("app.js"), nil))
+	fmt.Println(w.Header().Get("Cache-Control"))
+	// Output:
+	// <script src="/static/app.js?v=MuEi4PRmqADeF7hg05ue"></script>
+	// public, max-age=31536000, immutable
 }

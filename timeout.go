@@ -583,7 +583,8 @@ func (t *timeoutWriter) EnableFullDuplex() error {
 // reports false if the timeout has fired, after which nothing may be written.
 // It takes no lock, for a released reply is usually inside a write.
 //
-// conduit.go's releaseTimeouts calls it for what outlives a timeout by nature.
+// The function releaseTimeout in conduit.go calls it for what outlives a timeout
+// by nature.
 func (t *timeoutWriter) releaseTimeout() bool {
 	return t.state.CompareAndSwap(timeoutRunning, timeoutReleased) || t.state.Load() != timeoutFired
 }
