@@ -1153,7 +1153,14 @@ func (x *exchange) ReadFrom(src io.Reader) (int64, error) {
 	if x.status == 0 {
 		x.announceClose(http.StatusOK)
 	}
+	returned := false
+	defer func() {
+		if !returned && x.status == 0 {
+			x.status = http.StatusOK // the source has panicked, and nobody knows after how much
+		}
+	}()
 	n, err := rf.ReadFrom(src)
+	returned = true
 	if n > 0 && x.status == 0 {
 		x.status = http.StatusOK
 	}
@@ -1275,6 +1282,21 @@ func copyBack(r, copied *http.Request) {
 	}
 }
 
+// routeOf returns the pattern that the router behind h has for a request, ""
+// if h is no router and does not know of one.
+func routeOf(h http.Handler, r *http.Request) string {
+	switch h := h.(type) {
+	case interface {
+		Handler(*http.Request) (http.Handler, string)
+	}:
+		_, pattern := h.Handler(r)
+		return pattern
+	case interface{ routeOf(*http.Request) string }:
+		return h.routeOf(r)
+	}
+	return ""
+}
+
 // requestIDField is the canonical name of the field that carries the id.
 const requestIDField = "X-Request-Id"
 
@@ -1393,9 +1415,7 @@ func recovered(x *exchange, r *http.Request, value any) {
 	}
 
 	h := x.Header()
-	for _, field := range []string{"Cache-Control", "Content-Encoding", "Content-Range", "Etag", "Last-Modified"} {
-		delete(h, field)
-	}
+	clearRepresentation(h)
 	const body = "Internal Server Error\n"
 	h.Set("Content-Type", "text/plain; charset=utf-8")
 	h.Set("X-Content-Type-Options", "nosniff")
@@ -1408,6 +1428,14 @@ func recovered(x *exchange, r *http.Request, value any) {
 	}
 	x.WriteHeader(http.StatusInternalServerError)
 	io.WriteString(x, body)
+}
+
+// clearRepresentation removes what a header says of a body that is not sent:
+// an error in its place is neither coded nor to be kept.
+func clearRepresentation(h http.Header) {
+	for _, field := range []string{"Cache-Control", "Content-Encoding", "Content-Range", "Etag", "Last-Modified"} {
+		delete(h, field)
+	}
 }
 
 // panicError carries a panic to another goroutine with the stack on which it
@@ -1442,7 +1470,9 @@ type LoggingConfig struct {
 	Skip func(*http.Request) bool
 
 	// Attrs, when set, returns attributes to add to a request's line. It is
-	// called after the handler has returned, with the pattern in place.
+	// called after the handler has returned, with the pattern in place. One
+	// that a [Timeout] has left behind may still be using the request's URL
+	// and Header.
 	Attrs func(*http.Request) []slog.Attr
 }
 
@@ -1473,19 +1503,19 @@ func LoggingWith(cfg *LoggingConfig) Middleware {
 				return
 			}
 			x := exchangeOf(w, r)
-			recovers := x.recovers
+			recovers, path := x.recovers, r.URL.Path // a handler may change the path
 			start := time.Now()
 			returned := false
 			defer func() {
 				if returned {
-					c.log(x, r, start, x.status, false)
+					c.log(x, r, path, start, x.status, false)
 					return
 				}
 				value := recover()
 				if status := x.status; status == 0 && recovers && !x.hijacked && value != http.ErrAbortHandler {
-					c.log(x, r, start, http.StatusInternalServerError, false)
+					c.log(x, r, path, start, http.StatusInternalServerError, false)
 				} else {
-					c.log(x, r, start, status, true)
+					c.log(x, r, path, start, status, true)
 				}
 				if value != nil {
 					panic(value)
@@ -1497,7 +1527,7 @@ func LoggingWith(cfg *LoggingConfig) Middleware {
 	}
 }
 
-func (c *LoggingConfig) log(x *exchange, r *http.Request, start time.Time, status int, aborted bool) {
+func (c *LoggingConfig) log(x *exchange, r *http.Request, path string, start time.Time, status int, aborted bool) {
 	if status == 0 && !aborted {
 		status = http.StatusOK
 		if x.hijacked {
@@ -1518,7 +1548,7 @@ func (c *LoggingConfig) log(x *exchange, r *http.Request, start time.Time, statu
 	record := slog.NewRecord(start.Add(duration), level, "request", 0)
 	attrs := append(make([]slog.Attr, 0, 9),
 		slog.String("method", r.Method),
-		slog.String("path", r.URL.Path),
+		slog.String("path", path),
 		slog.String("pattern", r.Pattern),
 		slog.Int("status", status),
 		slog.Int64("bytes", x.bytes),
@@ -1643,20 +1673,28 @@ func CompressionWith(cfg *CompressionConfig) Middleware {
 	if err != nil {
 		panic(err)
 	}
-	return func(next http.Handler) http.Handler {
-		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			z := &compressWriter{
-				ResponseWriter: w,
-				config:         &c,
-				request:        r,
-				accepted:       negotiate(r.Header, "gzip") != "",
-			}
-			defer z.finished.Store(true)
-			next.ServeHTTP(z, r)
-			z.finish() // not deferred: after a panic nothing must be ended
-		})
-	}
+	return func(next http.Handler) http.Handler { return &compressHandler{&c, next} }
 }
+
+type compressHandler struct {
+	config *CompressionConfig
+	next   http.Handler
+}
+
+func (h *compressHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	z := &compressWriter{
+		ResponseWriter: w,
+		config:         h.config,
+		request:        r,
+		accepted:       negotiate(r.Header, "gzip") != "",
+	}
+	defer z.finished.Store(true)
+	h.next.ServeHTTP(z, r)
+	z.finish() // not deferred: after a panic nothing must be ended
+}
+
+// routeOf lets Timeout find the router behind Compression.
+func (h *compressHandler) routeOf(r *http.Request) string { return routeOf(h.next, r) }
 
 // The states of a compressWriter, in their order.
 const (

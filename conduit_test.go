@@ -1330,6 +1330,37 @@ func TestRecoveryCutsAReplyThatHasBegun(t *testing.T) {
 	})
 }
 
+// A source that panics may have sent any number of bytes.
+func TestRecoveryCutsACopyThatPanics(t *testing.T) {
+	eachProtocol(t, func(t *testing.T, p protocol) {
+		for _, chain := range []conduit.Middleware{conduit.Recovery(), conduit.Chain(conduit.Timeout(time.Minute), conduit.Recovery()), conduit.Chain(conduit.Recovery(), conduit.Timeout(time.Minute)), conduit.Chain(conduit.Recovery(), conduit.Compression())} {
+			url := p.serve(t, p.server(t, &conduit.Config{Handler: chain(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				io.Copy(w, &panicReader{reads: 4})
+			}))}))
+			res, err := p.client(t).Get(url)
+			if err != nil {
+				continue // cut before the header was out
+			}
+			if body, err := io.ReadAll(res.Body); err == nil {
+				t.Errorf("%d with %d bytes was taken for a whole reply", res.StatusCode, len(body))
+			}
+			res.Body.Close()
+		}
+	})
+}
+
+type panicReader struct{ reads int }
+
+func (r *panicReader) Read(p []byte) (int, error) {
+	if r.reads--; r.reads < 0 {
+		panic("out of data")
+	}
+	for i := range p {
+		p[i] = "abcdefgh"[i%8]
+	}
+	return len(p), nil
+}
+
 func TestLogLine(t *testing.T) {
 	for _, limit := range append(timeouts, noTimeout) {
 		t.Run(limit.name, func(t *testing.T) {
@@ -3667,7 +3698,8 @@ func TestTimeoutCutsAReplyThatHasBegun(t *testing.T) {
 				var logs logBuffer
 				ended := make(chan error, 1)
 				chain := conduit.Chain(conduit.Recovery(), conduit.Logging(), limit.new(200*time.Millisecond))
-				url := p.serve(t, p.server(t, &conduit.Config{Logger: logs.logger(), Handler: chain(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				start := time.Now()
+				url := p.serve(t, p.server(t, &conduit.Config{WriteTimeout: time.Minute, Logger: logs.logger(), Handler: chain(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 					_, err := io.WriteString(w, "half")
 					w.(http.Flusher).Flush()
 					for stuck && err == nil { // until the client's window is full
@@ -3686,6 +3718,9 @@ func TestTimeoutCutsAReplyThatHasBegun(t *testing.T) {
 				defer res.Body.Close()
 				if err := <-ended; err == nil {
 					t.Error("the handler's last write was let through")
+				}
+				if took := time.Since(start); took > 30*time.Second {
+					t.Errorf("took %v, as long as WriteTimeout", took)
 				}
 				if body, err := io.ReadAll(res.Body); err == nil {
 					t.Errorf("read %d bytes as a whole reply, want an error", len(body))
@@ -3863,7 +3898,7 @@ func TestTimeoutSendsFilesWhole(t *testing.T) {
 		t.Fatal(err)
 	}
 	eachTimeout(t, func(t *testing.T, p protocol, limit limiter) {
-		for _, n := range []int64{0, 10, 512, 513, 4<<20 + 512, 5 << 20, 6 << 20} {
+		for _, n := range []int64{-1, 0, 10, 512, 513, 4<<20 + 512, 5 << 20, 6 << 20} {
 			for _, limited := range []bool{false, true} {
 				url := p.serve(t, p.server(t, &conduit.Config{Handler: limit.new(time.Minute)(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 					f, err := os.Open(name)
@@ -3876,13 +3911,13 @@ func TestTimeoutSendsFilesWhole(t *testing.T) {
 					if limited {
 						src = io.LimitReader(f, n)
 					}
-					if copied, err := io.Copy(w, src); err != nil || limited && copied != min(n, int64(len(content))) {
+					if copied, err := io.Copy(w, src); err != nil || limited && copied != max(min(n, int64(len(content))), 0) {
 						t.Errorf("copied %d, %v", copied, err)
 					}
 				}))}))
 				want := content
 				if limited {
-					want = content[:min(n, int64(len(content)))]
+					want = content[:max(min(n, int64(len(content))), 0)]
 				}
 				if got := get(t, p.client(t), url); got.body != string(want) || got.header.Get("X-Handler") != "1" {
 					t.Errorf("limit %d: %d bytes with %v, want %d and the handler's header", n, len(got.body), got.header, len(want))
@@ -4062,6 +4097,160 @@ func TestTimeoutAfterAnInformationalReply(t *testing.T) {
 	})
 }
 
+// After a reset net/http may still be reading the header of an informational
+// reply when WriteHeader has returned.
+func TestInformationalRepliesSurviveResets(t *testing.T) {
+	for _, limit := range timeouts {
+		t.Run(limit.name, func(t *testing.T) {
+			url := h2cProtocol.serve(t, h2cProtocol.server(t, &conduit.Config{Handler: conduit.Chain(conduit.RequestID(), limit.new(time.Minute))(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				for i := range 20 {
+					w.Header().Set(fmt.Sprint("X-Hint-", i), "value")
+				}
+				w.WriteHeader(http.StatusEarlyHints)
+				w.WriteHeader(http.StatusEarlyHints)
+			}))}))
+			client := h2cProtocol.client(t)
+			var clients sync.WaitGroup
+			for i := range 16 {
+				clients.Go(func() {
+					for n := range 100 {
+						ctx, cancel := context.WithTimeout(t.Context(), time.Duration((i*100+n)%20)*100*time.Microsecond)
+						req, _ := http.NewRequestWithContext(ctx, "GET", url, nil)
+						if res, err := client.Do(req); err == nil {
+							res.Body.Close()
+						}
+						cancel()
+					}
+				})
+			}
+			clients.Wait()
+			if got := get(t, client, url); got.status != 200 {
+				t.Errorf("afterwards %+v, want 200", got)
+			}
+		})
+	}
+}
+
+// The URL is one for the request inside the timeout and that outside.
+func TestALateHandlerMayChangeItsURL(t *testing.T) {
+	var logs logBuffer
+	changed := make(chan struct{})
+	mux := http.NewServeMux()
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		<-r.Context().Done()
+		r.URL.Path = "/changed"
+		r.URL.RawPath = "/changed"
+		close(changed)
+	})
+	h := conduit.Chain(conduit.RequestID(), conduit.Recovery(), conduit.Logging(), conduit.Timeout(20*time.Millisecond), conduit.Compression())(mux)
+	url := serve(t, newServer(t, &conduit.Config{Logger: logs.logger(), Handler: h}))
+	if got := get(t, http.DefaultClient, url+"/original"); got.status != 503 {
+		t.Errorf("status %d, want 503", got.status)
+	}
+	<-changed
+	if line := logs.request(t); line["path"] != "/original" || line["pattern"] != "/" {
+		t.Errorf("logged %v, want the original path and the pattern", line)
+	}
+}
+
+func TestAHijackThatFailsLeavesTheTimeout(t *testing.T) {
+	for _, p := range []protocol{tlsProtocol, h2cProtocol} {
+		for _, limit := range timeouts {
+			t.Run(p.name+"/"+limit.name, func(t *testing.T) {
+				url := p.serve(t, p.server(t, &conduit.Config{Handler: limit.new(50 * time.Millisecond)(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					if _, _, err := w.(http.Hijacker).Hijack(); err == nil {
+						t.Error("HTTP/2 was hijacked")
+					}
+					<-r.Context().Done()
+				}))}))
+				if got := get(t, p.client(t), url); got.status != 503 {
+					t.Errorf("status %d, want 503", got.status)
+				}
+			})
+		}
+	}
+}
+
+func TestTimeoutReplyHasNothingOfAnother(t *testing.T) {
+	outer := func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			for field, value := range map[string]string{"Cache-Control": "max-age=3600", "Etag": `"x"`, "Content-Encoding": "br", "Last-Modified": "Mon, 02 Jan 2006 15:04:05 GMT", "X-Frame-Options": "DENY"} {
+				w.Header().Set(field, value)
+			}
+			next.ServeHTTP(w, r)
+		})
+	}
+	for _, limit := range timeouts {
+		rec := httptest.NewRecorder()
+		conduit.Chain(outer, limit.new(time.Millisecond))(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { <-r.Context().Done() })).
+			ServeHTTP(rec, httptest.NewRequest("GET", "/", nil))
+		h := rec.Header()
+		if rec.Code != 503 || h.Get("Cache-Control") != "" || h.Get("Etag") != "" || h.Get("Content-Encoding") != "" || h.Get("Last-Modified") != "" || h.Get("X-Frame-Options") != "DENY" {
+			t.Errorf("%s: %d with %v", limit.name, rec.Code, h)
+		}
+	}
+}
+
+func TestContextOfAnEndedHandlerIsDone(t *testing.T) {
+	for _, limit := range timeouts {
+		var kept context.Context
+		limit.new(time.Minute)(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { kept = r.Context() })).
+			ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/", nil))
+		<-kept.Done()
+		if kept.Err() != context.Canceled {
+			t.Errorf("%s: Err = %v, want context.Canceled", limit.name, kept.Err())
+		}
+	}
+}
+
+// The timer's goroutine, where no Recovery is, writes through whatever is
+// around the timeout.
+func TestAWriterThatPanicsUnderATimeoutIsRecovered(t *testing.T) {
+	bad := func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { next.ServeHTTP(panicWriter{w}, r) })
+	}
+	for _, limit := range timeouts {
+		var logs logBuffer
+		h := conduit.Chain(conduit.Recovery(), bad, limit.new(10*time.Millisecond))(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { <-r.Context().Done() }))
+		got := get(t, http.DefaultClient, serve(t, newServer(t, &conduit.Config{Logger: logs.logger(), Handler: h})))
+		if lines := logs.find("panic"); got.status != 500 || len(lines) != 1 || !strings.Contains(lines[0]["stack"].(string), "panicWriter") {
+			t.Errorf("%s: status %d, logged %v; want 500 and the panic", limit.name, got.status, lines)
+		}
+	}
+}
+
+type panicWriter struct{ http.ResponseWriter }
+
+func (panicWriter) WriteHeader(int) { panic("from a writer") }
+
+func TestTimeoutFlushThatIsNotSupported(t *testing.T) {
+	for _, limit := range timeouts {
+		for _, late := range []bool{false, true} {
+			rec := httptest.NewRecorder()
+			h := limit.new(20 * time.Millisecond)(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				w.Header().Set("X-Before", "1")
+				if err := http.NewResponseController(w).Flush(); !errors.Is(err, http.ErrNotSupported) {
+					t.Errorf("Flush = %v, want http.ErrNotSupported", err)
+				}
+				w.Header().Set("X-After", "1")
+				if late {
+					<-r.Context().Done()
+					return
+				}
+				w.WriteHeader(http.StatusNotFound)
+			}))
+			h.ServeHTTP(struct{ http.ResponseWriter }{rec}, httptest.NewRequest("GET", "/", nil))
+			want, fields := http.StatusNotFound, "11"
+			if late {
+				want, fields = http.StatusServiceUnavailable, ""
+			}
+			if got := rec.Header().Get("X-Before") + rec.Header().Get("X-After"); rec.Code != want || got != fields {
+				t.Errorf("%s: %d with %v, want %d", limit.name, rec.Code, rec.Header(), want)
+			}
+		}
+	}
+}
+
 func TestTrailersPassATimeout(t *testing.T) {
 	eachTimeout(t, func(t *testing.T, p protocol, limit limiter) {
 		url := p.serve(t, p.server(t, &conduit.Config{Handler: limit.new(time.Minute)(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -4072,8 +4261,10 @@ func TestTrailersPassATimeout(t *testing.T) {
 				w.Header().Set("X-Sum", "42")
 				return
 			}
+			w.Header().Set("X-Other", "1")
 			io.WriteString(w, "body")
 			w.(http.Flusher).Flush()
+			w.Header().Del("X-Other") // as many fields as before
 			w.Header().Set(http.TrailerPrefix+"X-Sum", "42")
 		}))}))
 		for _, path := range []string{"/declared", "/prefixed"} {

@@ -11,6 +11,7 @@ import (
 	"maps"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"runtime"
 	"slices"
@@ -166,6 +167,7 @@ func (h *timeoutHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		Context:        r.Context(),
 		handler:        h,
 		original:       r,
+		path:           r.URL.Path,
 		deadline:       now.Add(h.Duration),
 	}
 	t.request = *r.WithContext(t)
@@ -184,20 +186,14 @@ func (h *timeoutHandler) serveAside(t *timeoutWriter, k *timeoutWorker) {
 	go k.run()
 	<-k.done
 	if t.state.Load() == timeoutFired {
-		// The copy that the router has marked is the handler's now. The
-		// router itself may be asked again.
-		if mux, ok := h.next.(interface {
-			Handler(*http.Request) (http.Handler, string)
-		}); ok {
-			_, t.original.Pattern = mux.Handler(t.original)
-		}
+		h.markRoute(t)
 		if !t.answer() {
 			panic(http.ErrAbortHandler)
 		}
 		return
 	}
 	h.release(k)
-	t.cancel()
+	t.settle()
 	copyBack(t.original, &t.request)
 	switch {
 	case t.panicked != nil:
@@ -208,6 +204,16 @@ func (h *timeoutHandler) serveAside(t *timeoutWriter, k *timeoutWorker) {
 	t.finish()
 }
 
+// markRoute asks the router again: the copy of the request that it has marked
+// is the handler's now.
+func (h *timeoutHandler) markRoute(t *timeoutWriter) {
+	r := t.original
+	probe := &http.Request{Method: r.Method, Host: r.Host, URL: &url.URL{Path: t.path}}
+	if pattern := routeOf(h.next, probe); pattern != "" {
+		r.Pattern = pattern
+	}
+}
+
 // serveHere runs the handler on this goroutine; the timer's answers for it.
 func (h *timeoutHandler) serveHere(t *timeoutWriter, k *timeoutWorker) {
 	returned := false
@@ -216,12 +222,14 @@ func (h *timeoutHandler) serveHere(t *timeoutWriter, k *timeoutWorker) {
 		if !h.release(k) {
 			<-k.done // the timer's goroutine may be at work on the reply
 		}
-		t.cancel()
+		t.settle()
 		copyBack(t.original, &t.request)
-		if !returned {
-			return
-		}
-		if t.aborted {
+		switch {
+		case !returned:
+			return // a panic goes on
+		case t.panicked != nil:
+			panic(t.panicked)
+		case t.aborted:
 			panic(http.ErrAbortHandler)
 		}
 		t.finish()
@@ -299,12 +307,21 @@ func (k *timeoutWorker) expire() {
 	fired := t.state.CompareAndSwap(timeoutRunning, timeoutFired)
 	if fired {
 		t.live().cancel(ErrTimeout)
-		if t.handler.Fast {
-			t.aborted = !t.answer()
-		}
 	}
-	if fired || t.handler.Fast {
+	if !t.handler.Fast {
+		if fired {
+			k.done <- struct{}{}
+		}
+		return
+	}
+	defer func() {
+		if value := recover(); value != nil { // in somebody's ResponseWriter
+			t.panicked = carryPanic(value)
+		}
 		k.done <- struct{}{}
+	}()
+	if fired {
+		t.aborted = !t.answer()
 	}
 }
 
@@ -327,14 +344,14 @@ type timeoutWriter struct {
 	handler  *timeoutHandler
 	original *http.Request
 	request  http.Request // the copy for the handler
+	path     string       // of the URL, which the two requests share
 	deadline time.Time
 
 	state   atomic.Int32
 	started atomic.Bool // the header is written; set with mu held
 
-	mu        sync.Mutex  // held over each write
-	header    http.Header // nil until the handler asks for it
-	committed int         // len(header) when it was written
+	mu     sync.Mutex  // held over each write
+	header http.Header // nil until the handler asks for it
 
 	// control is held while a deadline is set. It is not mu, because a
 	// deadline may be what ends a write.
@@ -343,7 +360,7 @@ type timeoutWriter struct {
 	contextMu sync.Mutex // held while cancellation is made
 	context   atomic.Pointer[timeoutContext]
 
-	panicked any  // what the handler panicked with
+	panicked any  // what the handler, or a write of the timer's, panicked with
 	exited   bool // the handler ended its goroutine
 	aborted  bool // the timer found the reply begun
 }
@@ -403,8 +420,9 @@ func (t *timeoutWriter) WriteHeader(status int) {
 		t.writeInformational(status)
 		return
 	}
-	t.commit()
-	t.ResponseWriter.WriteHeader(status)
+	if t.commit() == nil {
+		t.ResponseWriter.WriteHeader(status)
+	}
 }
 
 // writeInformational sends the handler's header as it is now and takes it back
@@ -417,21 +435,30 @@ func (t *timeoutWriter) writeInformational(status int) {
 	h := t.ResponseWriter.Header()
 	outer := maps.Clone(h)
 	replaceHeader(h, t.header)
+	// It is not sent, but with it net/http's HTTP/2 encodes a copy. It would
+	// read the map itself even when we have gone on, if the client has reset
+	// the stream.
+	h["Content-Length"] = nil
 	t.ResponseWriter.WriteHeader(status)
 	replaceHeader(h, outer)
 }
 
 // commit makes the handler's header that of the reply. It is called with mu
 // held, before anything is written.
-func (t *timeoutWriter) commit() {
+func (t *timeoutWriter) commit() error {
 	if t.started.Load() {
-		return
+		return nil
 	}
 	t.started.Store(true)
+	// Only now is it certain that a timer which fires sees a write to end.
+	if err := t.usable(); err != nil {
+		t.started.Store(false)
+		return err
+	}
 	if t.header != nil {
 		replaceHeader(t.ResponseWriter.Header(), t.header)
-		t.committed = len(t.header)
 	}
+	return nil
 }
 
 func replaceHeader(dst, src http.Header) {
@@ -439,23 +466,29 @@ func replaceHeader(dst, src http.Header) {
 	maps.Copy(dst, src)
 }
 
+// begin is what precedes a write.
+func (t *timeoutWriter) begin() error {
+	if err := t.usable(); err != nil {
+		return err
+	}
+	return t.commit()
+}
+
 func (t *timeoutWriter) Write(p []byte) (int, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if err := t.usable(); err != nil {
+	if err := t.begin(); err != nil {
 		return 0, err
 	}
-	t.commit()
 	return t.ResponseWriter.Write(p)
 }
 
 func (t *timeoutWriter) WriteString(p string) (int, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if err := t.usable(); err != nil {
+	if err := t.begin(); err != nil {
 		return 0, err
 	}
-	t.commit()
 	return io.WriteString(t.ResponseWriter, p)
 }
 
@@ -495,7 +528,7 @@ func (t *timeoutWriter) ReadFrom(src io.Reader) (int64, error) {
 		if limited != nil {
 			limited.N -= m
 		}
-		if err != nil || m < want || want == 0 {
+		if err != nil || m < want || want <= 0 {
 			return n, err
 		}
 	}
@@ -533,11 +566,20 @@ func (t *timeoutWriter) Flush() { t.FlushError() }
 func (t *timeoutWriter) FlushError() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if err := t.usable(); err != nil {
+	started := t.started.Load()
+	var outer http.Header
+	if !started {
+		outer = maps.Clone(t.ResponseWriter.Header())
+	}
+	if err := t.begin(); err != nil {
 		return err
 	}
-	t.commit()
-	return http.NewResponseController(t.ResponseWriter).Flush()
+	err := http.NewResponseController(t.ResponseWriter).Flush()
+	if !started && errors.Is(err, http.ErrNotSupported) { // then nothing has begun
+		replaceHeader(t.ResponseWriter.Header(), outer)
+		t.started.Store(false)
+	}
+	return err
 }
 
 // Hijack releases the timeout: what becomes of the connection is no longer a
@@ -545,11 +587,15 @@ func (t *timeoutWriter) FlushError() error {
 func (t *timeoutWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.releaseTimeout()
+	released := t.state.CompareAndSwap(timeoutRunning, timeoutReleased)
 	if err := t.usable(); err != nil {
 		return nil, nil, err
 	}
-	return http.NewResponseController(t.ResponseWriter).Hijack()
+	conn, buf, err := http.NewResponseController(t.ResponseWriter).Hijack()
+	if err != nil && released {
+		t.state.CompareAndSwap(timeoutReleased, timeoutRunning)
+	}
+	return conn, buf, err
 }
 
 func (t *timeoutWriter) SetReadDeadline(deadline time.Time) error {
@@ -595,19 +641,27 @@ func (t *timeoutWriter) end() bool {
 		t.state.CompareAndSwap(timeoutReleased, timeoutEnded)
 }
 
-// finish completes the reply of a handler that has returned in time: with its
-// header if it wrote nothing, with its trailers if it did.
-func (t *timeoutWriter) finish() {
+// settle waits for what goroutines of a handler that has ended are about to
+// write, and cancels its context.
+func (t *timeoutWriter) settle() {
 	t.control.Lock()
 	defer t.control.Unlock()
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if c := t.context.Load(); c != nil {
+		c.cancel(context.Canceled)
+	}
+}
+
+// finish completes the reply of a handler that has returned in time: with its
+// header if it wrote nothing, with its trailers if it did.
+func (t *timeoutWriter) finish() {
 	switch {
 	case t.state.Load() == timeoutFired || t.header == nil:
-	case !t.started.Load():
-		replaceHeader(t.ResponseWriter.Header(), t.header)
-	case len(t.header) != t.committed || t.header["Trailer"] != nil:
+	case t.started.Load():
 		maps.Copy(t.ResponseWriter.Header(), t.header)
+	default:
+		replaceHeader(t.ResponseWriter.Header(), t.header)
 	}
 }
 
@@ -619,7 +673,8 @@ func (t *timeoutWriter) answer() bool {
 	defer t.control.Unlock()
 	rc := http.NewResponseController(t.ResponseWriter)
 	past := time.Unix(1, 0)
-	if t.started.Load() {
+	begun := t.started.Load()
+	if begun {
 		rc.SetWriteDeadline(past)
 	}
 	t.mu.Lock()
@@ -629,11 +684,12 @@ func (t *timeoutWriter) answer() bool {
 	if hasBody {
 		rc.SetReadDeadline(past)
 	}
-	if t.started.Load() {
+	if begun || t.started.Load() {
 		return false
 	}
 
 	header := t.ResponseWriter.Header()
+	clearRepresentation(header)
 	header["Content-Type"] = h.contentType
 	header["Content-Length"] = h.contentLength
 	http1 := t.original.ProtoMajor == 1
@@ -662,7 +718,7 @@ func (t *timeoutWriter) late() {
 		r := t.original
 		Logger(t.Context).LogAttrs(t.Context, slog.LevelError, "panic after a timeout",
 			slog.String("method", r.Method),
-			slog.String("path", r.URL.Path),
+			slog.String("path", t.path),
 			slog.String("pattern", t.request.Pattern),
 			slog.String("remote", r.RemoteAddr),
 			slog.String("err", fmt.Sprint(p.value)),
@@ -698,15 +754,10 @@ func (t *timeoutWriter) live() *timeoutContext {
 	c.Context, c.cancel = context.WithCancelCause(t.Context)
 	context.AfterFunc(c.Context, func() { close(c.done) })
 	t.context.Store(c)
-	return c
-}
-
-// cancel frees what contexts derived from this one hold, once the handler has
-// ended.
-func (t *timeoutWriter) cancel() {
-	if c := t.context.Load(); c != nil {
+	if t.state.Load() == timeoutEnded { // and nobody else will cancel it
 		c.cancel(context.Canceled)
 	}
+	return c
 }
 
 func (t *timeoutWriter) Deadline() (time.Time, bool) {
