@@ -1,10 +1,12 @@
 // Optimized is a service as one would run it in production: a small JSON API
-// behind the whole chain of middleware, HTTP/2, TLS that is renewed without a
-// restart, structured logs and a shutdown that loses no request.
+// and a page with its files, embedded, behind the whole chain of middleware;
+// HTTP/2, TLS that is renewed without a restart, structured logs and a shutdown
+// that loses no request.
 //
 //	go run ./examples/optimized
 //	curl localhost:8080/api/posts
 //	curl localhost:8080/api/posts --json '{"title": "Hello"}'
+//	curl --compressed localhost:8080/static/
 package main
 
 import (
@@ -51,8 +53,13 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 	}
 
 	slog.SetDefault(slog.New(slog.NewJSONHandler(stderr, nil)))
+	files, err := newFiles()
+	if err != nil {
+		slog.Error("not started", "err", err)
+		return 1
+	}
 	posts := newStore()
-	cfg := conduit.DefaultConfig(newHandler(posts))
+	cfg := conduit.DefaultConfig(newHandler(posts, files))
 	cfg.Address = address
 	cfg.CertFile, cfg.KeyFile = *certFile, *keyFile
 	cfg.EnableH2C = *h2c
@@ -71,6 +78,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 		}
 		return nil
 	})
+	g.RegisterHook(func(context.Context) error { return files.Close() })
 	if err := g.Run(ctx, nil); err != nil {
 		slog.Error("stopped", "err", err)
 		return 1
@@ -79,9 +87,10 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 }
 
 // newHandler returns the whole service: its routes behind its middleware.
-func newHandler(posts *store) http.Handler {
+func newHandler(posts *store, files *conduit.FileServer) http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /{$}", servePage)
+	mux.Handle("GET /{$}", newPage(files))
+	mux.Handle("GET /static/", files)
 	mux.Handle("GET /health", conduit.Health())
 	mux.HandleFunc("GET /api/posts", posts.serveList)
 	mux.HandleFunc("POST /api/posts", posts.serveCreate)
@@ -96,6 +105,7 @@ func newHandler(posts *store) http.Handler {
 			Duration: 30 * time.Second,
 			Message:  `{"error":"timed out"}`,
 		}),
+		conduit.Compression(),
 	)(mux)
 }
 

@@ -3,15 +3,18 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"compress/gzip"
 	"context"
 	"encoding/json"
 	"fmt"
+	"html"
 	"io"
 	"log"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -122,16 +125,119 @@ func TestReplies(t *testing.T) {
 	}
 }
 
-func TestPageAllowsItsOwnStyleAlone(t *testing.T) {
+func TestPageAllowsItsOwnFilesAlone(t *testing.T) {
 	srv := newTestServer(t, newStore())
 	resp, body := do(t, srv.Client(), newGet(t, srv.URL))
 	policy := resp.Header.Get("Content-Security-Policy")
 	if !strings.HasPrefix(policy, "default-src 'none';") || strings.Contains(policy, "unsafe") {
 		t.Errorf("Content-Security-Policy %q is not strict", policy)
 	}
-	// The hash in the policy is that of pageStyle, so nothing else may style.
-	if n := strings.Count(body, "<style>"+pageStyle+"</style>"); n != 1 || strings.Contains(body, "style=") {
-		t.Errorf("the page has its style %d times, want once and no style attribute", n)
+	// The policy would forbid what stands in the page itself.
+	for _, inline := range []string{"<style", "style=", "<script>", "data:"} {
+		if strings.Contains(body, inline) {
+			t.Errorf("the page has %q in it, which its policy forbids", inline)
+		}
+	}
+	// Each file has the hash of its content in its URL and may be kept for ever.
+	urls := regexp.MustCompile(`(?:href|src)="(/static/[^"?]+[?][^"]+)"`).FindAllStringSubmatch(body, -1)
+	if len(urls) != 4 {
+		t.Errorf("the page links %d files by content, want 4: %q", len(urls), urls)
+	}
+	for _, url := range urls {
+		resp, _ := do(t, srv.Client(), newGet(t, srv.URL+html.UnescapeString(url[1])))
+		if got := resp.Header.Get("Cache-Control"); resp.StatusCode != http.StatusOK || !strings.Contains(got, "immutable") {
+			t.Errorf("GET %s: status %d, Cache-Control %q, want 200 and immutable", url[1], resp.StatusCode, got)
+		}
+	}
+}
+
+func TestFilesAreServed(t *testing.T) {
+	srv := newTestServer(t, newStore())
+	for _, tt := range []struct {
+		path, contentType, file string
+	}{
+		{"/static/", "text/html; charset=utf-8", "static/index.html"},
+		{"/static/queue.js", "text/javascript; charset=utf-8", "static/queue.js"},
+		{"/static/posts.js", "text/javascript; charset=utf-8", "static/posts.js"},
+		{"/static/style.css", "text/css; charset=utf-8", "static/style.css"},
+		{"/static/icon.svg", "image/svg+xml", "static/icon.svg"},
+	} {
+		want, err := embedded.ReadFile(tt.file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, coding := range []string{"identity", "gzip"} {
+			resp, body := do(t, srv.Client(), newGetCoded(t, srv.URL+tt.path, coding))
+			if resp.StatusCode != http.StatusOK || resp.Header.Get("Content-Type") != tt.contentType {
+				t.Errorf("GET %s: status %d, Content-Type %q, want 200 and %q", tt.path, resp.StatusCode, resp.Header.Get("Content-Type"), tt.contentType)
+			}
+			coded := coding == "gzip" && len(want) >= 1024
+			if got := resp.Header.Get("Content-Encoding"); coded != (got == "gzip") {
+				t.Errorf("GET %s, accepting %s: Content-Encoding %q of %d bytes", tt.path, coding, got, len(want))
+			}
+			if decoded(t, resp, body) != string(want) {
+				t.Errorf("GET %s, accepting %s: the body is not %s", tt.path, coding, tt.file)
+			}
+
+			// The tag is that of the coding, and good for asking again.
+			req := newGetCoded(t, srv.URL+tt.path, coding)
+			req.Header.Set("If-None-Match", resp.Header.Get("ETag"))
+			again, body := do(t, srv.Client(), req)
+			if again.StatusCode != http.StatusNotModified || body != "" {
+				t.Errorf("GET %s, accepting %s, with ETag %q: status %d, %d bytes, want 304 and none", tt.path, coding, resp.Header.Get("ETag"), again.StatusCode, len(body))
+			}
+			if got := again.Header.Get("Cache-Control"); got != "no-cache" {
+				t.Errorf("GET %s: Cache-Control %q, want no-cache", tt.path, got)
+			}
+		}
+	}
+
+	for path, want := range map[string]int{
+		"/static/nothing.js":          http.StatusNotFound,
+		"/static/../main.go":          http.StatusNotFound,
+		"/static/%2e%2e/main.go":      http.StatusNotFound,
+		"/static/queue.js?v=outdated": http.StatusOK,
+	} {
+		resp, _ := do(t, srv.Client(), newGet(t, srv.URL+path))
+		if resp.StatusCode != want {
+			t.Errorf("GET %s: status %d, want %d", path, resp.StatusCode, want)
+		}
+		if got := resp.Header.Get("Cache-Control"); strings.Contains(got, "max-age") {
+			t.Errorf("GET %s: Cache-Control %q, want none that lets it be kept", path, got)
+		}
+	}
+}
+
+func TestRepliesAreCompressed(t *testing.T) {
+	s := newStore()
+	for i := range 100 {
+		s.add(fmt.Sprintf("Post %d", i), "Say it, wait, stop to accept, finish, and only then leave.")
+	}
+	srv := newTestServer(t, s)
+	for _, tt := range []struct {
+		path  string
+		coded bool
+	}{
+		{"/", true},
+		{"/api/posts?limit=100", true},
+		{"/api/posts/1", false},
+		{"/api/nothing", false},
+		{"/health", false},
+	} {
+		_, want := do(t, srv.Client(), newGetCoded(t, srv.URL+tt.path, "identity"))
+		resp, body := do(t, srv.Client(), newGetCoded(t, srv.URL+tt.path, "gzip"))
+		if got := resp.Header.Get("Content-Encoding"); tt.coded != (got == "gzip") {
+			t.Errorf("GET %s: Content-Encoding %q of %d bytes", tt.path, got, len(want))
+		}
+		if tt.coded && resp.Header.Get("Vary") != "Accept-Encoding" {
+			t.Errorf("GET %s: Vary %q, want Accept-Encoding", tt.path, resp.Header.Get("Vary"))
+		}
+		if tt.coded && len(body) > len(want)*3/5 {
+			t.Errorf("GET %s: %d bytes of %d, want at most three fifths", tt.path, len(body), len(want))
+		}
+		if got := decoded(t, resp, body); got != want {
+			t.Errorf("GET %s: %q with gzip, want %q", tt.path, got, want)
+		}
 	}
 }
 
@@ -359,7 +465,12 @@ func newTestServer(t *testing.T, s *store) *httptest.Server {
 	t.Helper()
 	keepDefaultLogger(t)
 	slog.SetDefault(slog.New(slog.DiscardHandler))
-	srv := httptest.NewServer(newHandler(s))
+	files, err := newFiles()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { files.Close() })
+	srv := httptest.NewServer(newHandler(s, files))
 	t.Cleanup(srv.Close)
 	return srv
 }
@@ -370,6 +481,30 @@ func newGet(t *testing.T, url string) *http.Request {
 		t.Error(err)
 	}
 	return req
+}
+
+// newGetCoded is newGet for a coding, which the client then does not undo.
+func newGetCoded(t *testing.T, url, coding string) *http.Request {
+	req := newGet(t, url)
+	req.Header.Set("Accept-Encoding", coding)
+	return req
+}
+
+// decoded returns the body of a reply without the coding that it may have.
+func decoded(t *testing.T, resp *http.Response, body string) string {
+	t.Helper()
+	if resp.Header.Get("Content-Encoding") != "gzip" {
+		return body
+	}
+	z, err := gzip.NewReader(strings.NewReader(body))
+	if err != nil {
+		t.Fatalf("gzip: %v", err)
+	}
+	plain, err := io.ReadAll(z)
+	if err != nil {
+		t.Fatalf("gzip: %v", err)
+	}
+	return string(plain)
 }
 
 // do returns the reply and its whole body. It may be called from any
