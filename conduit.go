@@ -1967,7 +1967,9 @@ func (z *compressWriter) settle(flush, end bool) error {
 	if len(held.body) > 0 {
 		_, err = z.write(held.body)
 	}
-	held.free()
+	if err == nil { // or net/http may still be reading it
+		held.free()
+	}
 	return err
 }
 

@@ -47,7 +47,9 @@ import (
 // Files may change at any time. They are looked at again when Recheck has
 // passed, and replies never mix two contents: an ETag of what is cached is the
 // hash of the very bytes sent, and a large file that changes on its way is cut
-// short. A file is still better replaced by renaming than by writing into it.
+// short. A file should be replaced by renaming all the same: of one above 256
+// KiB that is written into, a client may get a mixture, since what the kernel
+// has yet to send is the file itself.
 // The directory itself may be replaced too, such as a link that is turned to
 // the next release.
 //
@@ -194,6 +196,9 @@ func (c *FileServerConfig) withDefaults() (FileServerConfig, error) {
 			fault("%s: %q is not the name of a file below the root", s.field, s.name)
 		}
 	}
+	if d.Fallback != "" && !d.Dotfiles && validFileName(d.Fallback) && hasDotfile(d.Fallback) {
+		fault("Fallback: %q begins with a dot, and Dotfiles is not set", d.Fallback)
+	}
 	return d, errors.Join(faults...)
 }
 
@@ -278,7 +283,7 @@ func (f *FileServer) serve(w http.ResponseWriter, r *http.Request, e *fileEntry,
 					e = hashed
 				}
 			}
-			if cacheControl = staleVersionValue; version == e.hash && e.hash != "" {
+			if cacheControl = staleVersionValue; version == e.hash && e.hash != "" && e.identity.etag[0][0] != 'W' {
 				cacheControl = immutableValue
 			}
 		}
@@ -308,7 +313,8 @@ func (f *FileServer) serve(w http.ResponseWriter, r *http.Request, e *fileEntry,
 		f.serveParts(w, r, e, v, cacheControl, attempt)
 	case releaseTimeout(w):
 		e.setBodyHeader(w.Header(), v, cacheControl)
-		if len(v.body) <= directWrite {
+		srv, ok := r.Context().Value(http.ServerContextKey).(*http.Server)
+		if len(v.body) <= directWrite && !(ok && srv.WriteTimeout <= 0) {
 			w.Write(v.body)
 			return
 		}
@@ -319,8 +325,8 @@ func (f *FileServer) serve(w http.ResponseWriter, r *http.Request, e *fileEntry,
 	}
 }
 
-// directWrite is up to what size a body is sent without moving the write
-// deadline: it fits the smallest buffers between here and the client.
+// directWrite is up to what size a body is sent under the server's WriteTimeout,
+// where it has one, instead of a deadline that moves.
 const directWrite = 16 << 10
 
 // versionOf returns the value of v in a query.
@@ -465,10 +471,14 @@ func (f *FileServer) serveUncached(w http.ResponseWriter, r *http.Request) {
 		fileError(w, http.StatusInternalServerError)
 		return
 	}
-	if f.config.Fallback != "" && path.Ext(name) == "" && acceptsHTML(r.Header) {
+	if f.config.Fallback != "" && path.Ext(name) == "" {
+		addVary(w.Header(), "Accept")
+		if !acceptsHTML(r.Header) {
+			f.notFound(w, r)
+			return
+		}
 		if e, err := f.entry(f.config.Prefix+"/"+f.config.Fallback, f.config.Fallback); err == nil {
 			addVary(w.Header(), varyAcceptEncoding[0])
-			addVary(w.Header(), "Accept")
 			u := *r.URL
 			u.RawQuery = "" // it is the application's, and no version of the page
 			r = r.WithContext(r.Context())
@@ -787,10 +797,13 @@ func (f *FileServer) replace(key, name string, old *fileEntry) (*fileEntry, erro
 	now := f.now()
 	e, err := f.load(key, name, old, false)
 	if err != nil && !errors.Is(err, errFileChanged) {
-		if old != nil {
+		if old != nil && f.cache != nil {
 			f.cache.remove(old)
 		}
 		return nil, err
+	}
+	if err != nil {
+		e.cacheControl = staleVersionValue // what was read may be half written
 	}
 	e.checked.Store(now)
 	if f.cache != nil && err == nil && !f.closed.Load() {
@@ -1147,7 +1160,7 @@ var contentTypes = map[string]string{
 // serveParts answers where ranges are asked for, or where the bytes are in a
 // file and not in memory.
 func (f *FileServer) serveParts(w http.ResponseWriter, r *http.Request, e *fileEntry, v *fileVariant, cacheControl []string, attempt int) {
-	s := fileSender{w: w, variant: v}
+	s := fileSender{w: w, variant: v, grows: e.hash == "" && v.etag[0][0] == 'W'}
 	seeks := true
 	if v.body == nil {
 		file, info, err := f.open(v.name)
@@ -1320,6 +1333,7 @@ type fileSender struct {
 	file     fs.File // nil: the bytes are variant.body
 	deadline rollingDeadline
 	chunk    int64
+	grows    bool // a file that has grown is as good as it was
 }
 
 const (
@@ -1397,11 +1411,16 @@ func (s *fileSender) sendFile(p fileRange) {
 		s.deadline.arm()
 		sent, err := io.CopyN(s.w, s.file, n)
 		left -= sent
+		if seeker, ok := s.file.(io.Seeker); err != nil && ok {
+			// What is copied in memory, not by sendfile, was read ahead.
+			if _, err := seeker.Seek(p.start+p.length-left, io.SeekStart); err != nil {
+				panic(http.ErrAbortHandler)
+			}
+		}
 		if err != nil && !(sent >= sendChunk && errors.Is(err, os.ErrDeadlineExceeded)) {
 			panic(http.ErrAbortHandler)
 		}
-		// Interrupted, sendfile can go on, and what cannot fails again at once:
-		// a wrapped connection. That is why chunks grow only for the fast.
+		// Interrupted, sendfile can go on. Chunks grow only for the fast.
 		if took := time.Since(start); took > time.Second {
 			s.chunk = sendChunk
 		} else if s.chunk > sendChunk && took < 20*time.Millisecond {
@@ -1410,17 +1429,33 @@ func (s *fileSender) sendFile(p fileRange) {
 	}
 }
 
-// verify cuts the reply if the file has changed, unless its tag is weak: a log
-// that grows is as good as it was.
+// verify cuts the reply if the file has changed, unless it has only grown, as a
+// log does, under a weak tag that is made of its time.
 func (s *fileSender) verify() {
 	info, err := s.file.Stat()
 	if err != nil {
 		panic(http.ErrAbortHandler)
 	}
-	weak := s.variant.etag[0][0] == 'W' && info.Size() >= s.variant.size
-	if !weak && !stampOf(info).same(s.variant.stamp) {
+	grows := s.grows && info.Size() >= s.variant.size
+	now, was := stampOf(info), s.variant.stamp
+	if linksOf(info) != linksOf(was.info) {
+		now.changed = was.changed // replaced by a rename, or removed: what is open is what it was
+	}
+	if !grows && !now.same(was) {
 		panic(http.ErrAbortHandler)
 	}
+}
+
+// linksOf returns how many names an inode has, where the system tells.
+func linksOf(info fs.FileInfo) uint64 {
+	v := reflect.Indirect(reflect.ValueOf(info.Sys()))
+	if v.Kind() != reflect.Struct {
+		return 0
+	}
+	if n := v.FieldByName("Nlink"); n.IsValid() && n.CanUint() {
+		return n.Uint()
+	}
+	return 0
 }
 
 // sendMultipart sends several ranges as multipart/byteranges, RFC 9110,
@@ -1456,11 +1491,20 @@ type fileTree interface {
 
 type fsTree struct{ fs.FS }
 
-func (t fsTree) stat(name string) (fs.FileInfo, error) { return fs.Stat(t.FS, name) }
-func (t fsTree) close() error                          { return nil }
+func (t fsTree) stat(name string) (fs.FileInfo, error) {
+	if stat, ok := t.FS.(fs.StatFS); ok {
+		return stat.Stat(name)
+	}
+	if err := t.refusePipe(name); err != nil {
+		return nil, err
+	}
+	return fs.Stat(t.FS, name) // which opens it
+}
+
+func (t fsTree) close() error { return nil }
 
 func (t fsTree) open(name string) (fs.File, error) {
-	if stat, ok := t.FS.(fs.StatFS); ok { // without it, to look is to open
+	if stat, ok := t.FS.(fs.StatFS); ok {
 		info, err := stat.Stat(name)
 		if err == nil {
 			err = checkRegular(name, info)
@@ -1468,8 +1512,23 @@ func (t fsTree) open(name string) (fs.File, error) {
 		if err != nil {
 			return nil, err
 		}
+	} else if err := t.refusePipe(name); err != nil {
+		return nil, err
 	}
 	return t.FS.Open(name)
+}
+
+// refusePipe refuses what is no file, as far as a file system without Stat can
+// tell before it opens it.
+func (t fsTree) refusePipe(name string) error {
+	link, ok := t.FS.(fs.ReadLinkFS)
+	if !ok {
+		return nil
+	}
+	if info, err := link.Lstat(name); err == nil && info.Mode().Type()&^(fs.ModeSymlink|fs.ModeDir) != 0 {
+		return &fs.PathError{Op: "open", Path: name, Err: errNotRegular}
+	}
+	return nil
 }
 
 // dirTree is a directory, which may be replaced by another one: an [os.Root]
@@ -1645,7 +1704,7 @@ func (c *fileCache) put(e *fileEntry) {
 		c.drop(old)
 	}
 	if e.cost > c.limit/2 {
-		return // it would push out all others
+		return // it would push out all others, or the cache is cleared
 	}
 	s.mu.Lock()
 	s.entries[e.key] = e
@@ -1718,9 +1777,11 @@ func (c *fileCache) remove(e *fileEntry) {
 	}
 }
 
+// clear empties the cache for good.
 func (c *fileCache) clear() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.limit = 0
 	for _, queue := range []*list.List{&c.probation, &c.proven} {
 		for queue.Len() > 0 {
 			c.drop(queue.Front().Value.(*fileEntry))
