@@ -139,13 +139,18 @@ func benchTimeout(b *testing.B, mw conduit.Middleware) {
 	})
 }
 
-func BenchmarkMiddlewareChain(b *testing.B) {
+func BenchmarkMiddlewareChain(b *testing.B) { benchChain(b, conduit.Timeout) }
+
+// BenchmarkMiddlewareChainFast has FastTimeout in the place of Timeout.
+func BenchmarkMiddlewareChainFast(b *testing.B) { benchChain(b, conduit.FastTimeout) }
+
+func benchChain(b *testing.B, timeout func(time.Duration) conduit.Middleware) {
 	benchMiddleware(b, benchCase{wantID: true, wantLog: benchLogLine + " request_id=ID"},
 		conduit.Chain(
 			conduit.RequestID(),
 			conduit.Recovery(),
 			conduit.Logging(),
-			conduit.Timeout(30*time.Second),
+			timeout(30*time.Second),
 		),
 		conduit.Chain(
 			benchByHandRequestID,
