@@ -943,10 +943,12 @@ func TestDrainingCloses(t *testing.T) {
 		close(ended)
 	})))
 	url := serve(t, srv)
-	go get(t, http.DefaultClient, url)
+	replied := make(chan reply, 1)
+	go func() { replied <- get(t, http.DefaultClient, url) }()
 	<-started
 	srv.Drain()
 	<-ended
+	<-replied
 }
 
 func TestLoggerIsTheServersWithTheID(t *testing.T) {
@@ -2774,7 +2776,7 @@ func TestQueuedConnectionsAreAnswered(t *testing.T) {
 		}
 	}
 	l := &observedListener{TCPListener: listen(t).(*net.TCPListener), stopping: make(chan struct{})}
-	go srv.Serve(l)
+	serveOn(t, srv, l)
 	addr := l.Addr().String()
 	var conns []net.Conn
 	var readers []*bufio.Reader
