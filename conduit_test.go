@@ -5735,6 +5735,7 @@ func TestStaticCacheWithstandsAScan(t *testing.T) {
 	}
 	heap := func() int64 {
 		runtime.GC()
+		runtime.GC() // pools are emptied in two steps
 		var m runtime.MemStats
 		runtime.ReadMemStats(&m)
 		return int64(m.HeapAlloc)
@@ -5751,7 +5752,9 @@ func TestStaticCacheWithstandsAScan(t *testing.T) {
 			}
 		}
 	}
-	if grown := heap() - before; grown > 2*limit {
+	// All of them would take twenty times the limit. Other tests' garbage is in
+	// the heap too.
+	if grown := heap() - before; grown > 6*limit {
 		t.Errorf("the heap grew by %d for a cache of %d", grown, limit)
 	}
 	opens := counted.opens.Load()
