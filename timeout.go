@@ -566,12 +566,15 @@ func (t *timeoutWriter) Flush() { t.FlushError() }
 func (t *timeoutWriter) FlushError() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if err := t.usable(); err != nil {
+		return err // before the ResponseWriter is touched
+	}
 	started := t.started.Load()
 	var outer http.Header
 	if !started {
 		outer = maps.Clone(t.ResponseWriter.Header())
 	}
-	if err := t.begin(); err != nil {
+	if err := t.commit(); err != nil {
 		return err
 	}
 	err := http.NewResponseController(t.ResponseWriter).Flush()
