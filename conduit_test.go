@@ -5299,7 +5299,7 @@ func TestStaticDiffersFromNetHTTPOnlyWhereItSaysSo(t *testing.T) {
 	ours := staticServer(t, conduit.FileServerConfig{Dir: dir})
 	targets := []string{"/", "/sub/", "/sub", "/sub?a=b", "/sub/a.txt", "/none", "/none/", "/small.txt", "/middle.txt", "/large.txt", "/small.txt/x"}
 	conditions := []string{
-		"", "Range: bytes=0-4", "Range: bytes=-1", "Range: bytes=5-", "Range: bytes=5-2", "Range: bytes=x", "Range: bytes=0-0,2-3",
+		"", "Range: bytes=0-4", "Range: bytes=-1", "Range: bytes=5-", "Range: bytes=5-2", "Range: bytes=x",
 		"Range: bytes=99999999-", "Range: bytes=0-,0-", "If-Modified-Since: " + staticModified, "If-Modified-Since: Mon, 06 May 2024 07:08:08 GMT",
 		"If-Unmodified-Since: Mon, 06 May 2024 07:08:08 GMT", "If-Unmodified-Since: " + staticModified, "If-Match: *", `If-Match: "x"`,
 		`If-None-Match: "x"`, "Range: bytes=0-1\nIf-Range: " + staticModified, "Range: bytes=0-1\nIf-Range: Mon, 06 May 2024 07:08:08 GMT",
