@@ -4659,6 +4659,7 @@ func TestFileServerReportsEveryFault(t *testing.T) {
 		{"several", &conduit.FileServerConfig{Prefix: "x", Index: "../i", Fallback: "/etc/passwd"}, []string{
 			"conduit: Dir: ", "conduit: Prefix: ", "conduit: Index: ", "conduit: Fallback: ",
 		}},
+		{"index below", &conduit.FileServerConfig{Dir: dir, Index: "pages/index.html"}, []string{"conduit: Index: "}},
 		{"index up", &conduit.FileServerConfig{Dir: dir, Index: ".."}, []string{"conduit: Index: "}},
 		{"fallback backslash", &conduit.FileServerConfig{Dir: dir, Fallback: `..\x`}, []string{"conduit: Fallback: "}},
 	} {
@@ -4940,6 +4941,9 @@ func TestStaticFallbackIsForNavigations(t *testing.T) {
 		{"GET", "/app/missing.js", browser, 404, ""},
 		{"GET", "/app/users/17", "Accept: */*", 404, ""},
 		{"GET", "/app/users/17", "Accept: application/json", 404, ""},
+		{"GET", "/app/users/17", "Accept: application/json, TEXT/HTML;charset=utf-8;Q=0.1", 200, "<p>app"},
+		{"GET", "/app/users/17", "Accept: text/html;q=0, */*", 404, ""},
+		{"GET", "/app/users/17", "Accept: text/html-but-not-quite", 404, ""},
 		{"GET", "/app/.env", browser, 404, ""},
 		{"GET", "/app/../x", browser, 404, ""},
 		{"GET", "/other", browser, 404, ""},
@@ -5562,8 +5566,14 @@ func TestStaticFromAFileSystem(t *testing.T) {
 				}
 			}
 			want, body := 206, large[5:10]
+			ranges := "bytes"
 			if name == "unseekable" {
-				want, body = 200, large
+				want, body, ranges = 200, large, ""
+			}
+			for _, method := range []string{"GET", "HEAD"} {
+				if rec := staticAsk(files, method, "/large"); rec.Code != 200 || rec.Header().Get("Accept-Ranges") != ranges {
+					t.Errorf("%s: %d, Accept-Ranges %q, want %q", method, rec.Code, rec.Header().Get("Accept-Ranges"), ranges)
+				}
 			}
 			if rec := staticAsk(files, "GET", "/large", "Range: bytes=5-9"); rec.Code != want || rec.Body.String() != body {
 				t.Errorf("range: %d %.20q, want %d", rec.Code, rec.Body, want)
@@ -5801,6 +5811,24 @@ func TestStaticWithoutACache(t *testing.T) {
 			if rec := staticAsk(files, "GET", files.URL("a.txt")); !strings.HasSuffix(rec.Header().Get("Cache-Control"), "immutable") {
 				t.Errorf("%+v: %v", cfg, rec.Header())
 			}
+		}
+	}
+}
+
+// A stranger may ask for any number of versions, and each is as cheap as the
+// first: hashing a file takes a look at all of it.
+func TestStaticHashesALargeFileOnce(t *testing.T) {
+	for _, cacheBytes := range []int64{0, -1} {
+		counted := &staticFS{FS: fstest.MapFS{"a.bin": {Data: make([]byte, 2<<20), ModTime: staticTime}}}
+		files := staticServer(t, conduit.FileServerConfig{FS: counted, CacheBytes: cacheBytes})
+		for i := range 20 {
+			rec := staticAsk(files, "HEAD", "/a.bin?v="+strconv.Itoa(i))
+			if rec.Code != 200 || rec.Header().Get("Cache-Control") != "no-cache" {
+				t.Errorf("%d, Cache-Control %q", rec.Code, rec.Header().Get("Cache-Control"))
+			}
+		}
+		if n := counted.opens.Load(); n != 2 {
+			t.Errorf("CacheBytes %d: read %d times, want once for the entry and once for the hash", cacheBytes, n)
 		}
 	}
 }

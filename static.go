@@ -8,7 +8,6 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
-	"hash/maphash"
 	"io"
 	"io/fs"
 	"log/slog"
@@ -71,7 +70,7 @@ import (
 type FileServer struct {
 	config FileServerConfig
 	tree   fileTree
-	cache  *fileCache  // nil: nothing is cached
+	cache  *fileCache
 	start  time.Time   // what instants are counted from
 	gone   atomic.Bool // the directory is missing, and that has been logged
 	closed atomic.Bool
@@ -124,7 +123,8 @@ type FileServerConfig struct {
 	Precompressed bool
 
 	// CacheBytes bounds the memory for cached files, 64 MiB by default.
-	// Negative: nothing is cached.
+	// Negative: all files are sent as large ones are, and what is known of them
+	// takes 1 MiB at most.
 	CacheBytes int64
 
 	// MaxCachedFile is the size up to which a file is cached, 1 MiB by default
@@ -166,11 +166,14 @@ func (c *FileServerConfig) withDefaults() (FileServerConfig, error) {
 			*s.field = s.fallback
 		}
 	}
-	if d.CacheBytes == 0 {
-		d.CacheBytes = 64 << 20
-	}
 	if d.MaxCachedFile == 0 {
 		d.MaxCachedFile = 1 << 20
+	}
+	switch {
+	case d.CacheBytes == 0:
+		d.CacheBytes = 64 << 20
+	case d.CacheBytes < 0:
+		d.CacheBytes, d.MaxCachedFile = 1<<20, -1
 	}
 	d.MaxCachedFile = min(d.MaxCachedFile, d.CacheBytes/2)
 	if d.Recheck == 0 {
@@ -195,6 +198,9 @@ func (c *FileServerConfig) withDefaults() (FileServerConfig, error) {
 		if s.name != "" && (!validFileName(s.name) || s.name == ".") {
 			fault("%s: %q is not the name of a file below the root", s.field, s.name)
 		}
+	}
+	if validFileName(d.Index) && strings.Contains(d.Index, "/") {
+		fault("Index: %q has a slash, and stands for the directory that it is in", d.Index)
 	}
 	if d.Fallback != "" && !d.Dotfiles && validFileName(d.Fallback) && hasDotfile(d.Fallback) {
 		fault("Fallback: %q begins with a dot, and Dotfiles is not set", d.Fallback)
@@ -222,6 +228,7 @@ func NewFileServerWith(cfg *FileServerConfig) (*FileServer, error) {
 	f := &FileServer{
 		config:           c,
 		tree:             fsTree{c.FS},
+		cache:            newFileCache(c.CacheBytes),
 		start:            time.Now(),
 		cacheControl:     []string{c.CacheControl},
 		htmlCacheControl: []string{c.HTMLCacheControl},
@@ -237,15 +244,12 @@ func NewFileServerWith(cfg *FileServerConfig) (*FileServer, error) {
 	if err != nil {
 		return nil, err
 	}
-	if c.CacheBytes > 0 {
-		f.cache = newFileCache(c.CacheBytes)
-	}
 	return f, nil
 }
 
 // ServeHTTP answers a request for a file.
 func (f *FileServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if f.cache != nil && r.URL.RawPath == "" && (r.Method == http.MethodGet || r.Method == http.MethodHead) {
+	if r.URL.RawPath == "" && (r.Method == http.MethodGet || r.Method == http.MethodHead) {
 		if e := f.cache.get(r.URL.Path); e != nil && f.isFresh(e) {
 			f.serve(w, r, e, 0)
 			return
@@ -360,10 +364,10 @@ func (e *fileEntry) setBodyHeader(h http.Header, v *fileVariant, cacheControl []
 	e.setHeader(h, v, cacheControl)
 	h["Content-Type"] = e.contentType
 	h["Content-Length"] = v.length
-	if v.coding == "" {
-		h["Accept-Ranges"] = acceptRangesValue
-	} else {
+	if v.coding != "" {
 		h["Content-Encoding"] = v.encoding
+	} else if !e.sequential {
+		h["Accept-Ranges"] = acceptRangesValue
 	}
 }
 
@@ -553,10 +557,15 @@ func redirectToDirectory(w http.ResponseWriter, r *http.Request) {
 	w.WriteHeader(http.StatusMovedPermanently)
 }
 
+// acceptsHTML reports whether a request asks for HTML by name, as the
+// navigations of browsers do and the requests of scripts do not.
 func acceptsHTML(h http.Header) bool {
 	for _, line := range h["Accept"] {
-		if strings.Contains(strings.ToLower(line), "text/html") {
-			return true
+		for member := range strings.SplitSeq(line, ",") {
+			t, params, err := mime.ParseMediaType(member)
+			if q, weighted := params["q"]; err == nil && t == "text/html" && !(weighted && parseWeight("q="+q) == 0) {
+				return true
+			}
 		}
 	}
 	return false
@@ -604,10 +613,7 @@ func fileError(w http.ResponseWriter, status int) {
 func (f *FileServer) URL(name string) string {
 	name = strings.TrimPrefix(name, "/")
 	u := url.URL{Path: f.config.Prefix + "/" + name}
-	e := (*fileEntry)(nil)
-	if f.cache != nil {
-		e = f.cache.get(u.Path)
-	}
+	e := f.cache.get(u.Path)
 	if e == nil || !f.isFresh(e) {
 		file, ok := f.nameOf(&u)
 		if !ok {
@@ -636,23 +642,22 @@ func (f *FileServer) Close() error {
 	if f.closed.Swap(true) {
 		return nil
 	}
-	if f.cache != nil {
-		f.cache.clear()
-	}
+	f.cache.clear()
 	return f.tree.close()
 }
 
 // fileEntry is a file as it was when it was read. It does not change, but for
 // what is atomic.
 type fileEntry struct {
-	key, name string
-	stamp     fileStamp
-	sidecars  [len(sidecarCodings)]fileStamp // zero: not there, or too old
-	settled   bool                           // the next change is certain to be seen in the stamp
-	large     bool                           // above MaxCachedFile
-	hash      string                         // "" for a large file nobody has asked the hash of
-	query     string                         // "v=" and the hash
-	modified  time.Time                      // in full seconds
+	key, name  string
+	stamp      fileStamp
+	sidecars   [len(sidecarCodings)]fileStamp // zero: not there, or too old
+	settled    bool                           // the next change is certain to be seen in the stamp
+	large      bool                           // above MaxCachedFile
+	sequential bool                           // to be sent from a file that cannot seek
+	hash       string                         // "" for a large file nobody has asked the hash of
+	query      string                         // "v=" and the hash
+	modified   time.Time                      // in full seconds
 
 	identity fileVariant
 	coded    []fileVariant
@@ -777,10 +782,7 @@ func (f *FileServer) fly(key string, do func() (*fileEntry, error)) (*fileEntry,
 }
 
 func (f *FileServer) refresh(key, name string) (*fileEntry, error) {
-	var old *fileEntry
-	if f.cache != nil {
-		old = f.cache.get(key)
-	}
+	old := f.cache.get(key)
 	if old != nil && f.isFresh(old) {
 		return old, nil
 	}
@@ -797,7 +799,7 @@ func (f *FileServer) replace(key, name string, old *fileEntry) (*fileEntry, erro
 	now := f.now()
 	e, err := f.load(key, name, old, false)
 	if err != nil && !errors.Is(err, errFileChanged) {
-		if old != nil && f.cache != nil {
+		if old != nil {
 			f.cache.remove(old)
 		}
 		return nil, err
@@ -806,7 +808,7 @@ func (f *FileServer) replace(key, name string, old *fileEntry) (*fileEntry, erro
 		e.cacheControl = staleVersionValue // what was read may be half written
 	}
 	e.checked.Store(now)
-	if f.cache != nil && err == nil && !f.closed.Load() {
+	if err == nil && !f.closed.Load() {
 		f.cache.put(e)
 	}
 	f.gone.Store(false)
@@ -901,6 +903,8 @@ func (f *FileServer) read(key, name string, old *fileEntry, hash bool) (*fileEnt
 	if _, ok := file.(*os.File); !e.large && (!ok || !e.settled || err != nil || v.size <= residentFile) {
 		v.body = content.data
 	}
+	_, seeks := file.(io.Seeker)
+	e.sequential = v.body == nil && !seeks
 	compresses := compressible(e.contentType[0])
 	f.addSidecars(e, info, now)
 	if compresses && v.size >= fileGzipMin && !e.large && e.coding("gzip") == v {
@@ -1161,7 +1165,6 @@ var contentTypes = map[string]string{
 // file and not in memory.
 func (f *FileServer) serveParts(w http.ResponseWriter, r *http.Request, e *fileEntry, v *fileVariant, cacheControl []string, attempt int) {
 	s := fileSender{w: w, variant: v, grows: e.hash == "" && v.etag[0][0] == 'W'}
-	seeks := true
 	if v.body == nil {
 		file, info, err := f.open(v.name)
 		if err != nil || !stampOf(info).same(v.stamp) {
@@ -1173,10 +1176,9 @@ func (f *FileServer) serveParts(w http.ResponseWriter, r *http.Request, e *fileE
 		}
 		defer file.Close()
 		s.file = file
-		_, seeks = file.(io.Seeker)
 	}
 	var ranges []fileRange
-	if r.Header["Range"] != nil && seeks { // v is identity then
+	if r.Header["Range"] != nil && !e.sequential { // v is identity then
 		var satisfiable bool
 		if ranges, satisfiable = rangesOf(r.Header, e, v); !satisfiable {
 			w.Header()["Content-Range"] = []string{"bytes */" + v.length[0]}
@@ -1255,8 +1257,8 @@ func rangesOf(h http.Header, e *fileEntry, v *fileVariant) ([]fileRange, bool) {
 	return ranges, true
 }
 
-// rangeApplies evaluates If-Range, which takes only what is certain: a strong
-// tag, or a date that no second change can have shared.
+// rangeApplies evaluates If-Range, which takes a strong tag, or a date that is
+// old enough for the next change to have another (RFC 9110, Section 13.1.5).
 func rangeApplies(lines []string, e *fileEntry, v *fileVariant) bool {
 	if len(lines) == 0 {
 		return true
@@ -1650,40 +1652,24 @@ func (t *dirTree) close() error {
 // What has passed goes when a hand that sweeps around has found it unused since
 // its last visits (S3-FIFO, without its ghosts).
 type fileCache struct {
-	limit  int64
-	seed   maphash.Seed
-	shards [16]fileShard
-
-	mu        sync.Mutex // guards what follows, and is held while a shard is changed
+	mu        sync.RWMutex // guards what follows
+	entries   map[string]*fileEntry
+	limit     int64
 	bytes     int64
 	onTrial   int64 // bytes in probation
 	probation list.List
 	proven    list.List
 }
 
-type fileShard struct {
-	mu      sync.RWMutex
-	entries map[string]*fileEntry
-}
-
 func newFileCache(limit int64) *fileCache {
-	c := &fileCache{limit: limit, seed: maphash.MakeSeed()}
-	for i := range c.shards {
-		c.shards[i].entries = make(map[string]*fileEntry)
-	}
-	return c
-}
-
-func (c *fileCache) shard(key string) *fileShard {
-	return &c.shards[maphash.String(c.seed, key)%uint64(len(c.shards))]
+	return &fileCache{limit: limit, entries: make(map[string]*fileEntry)}
 }
 
 // get returns the entry of a key, fresh or not, and notes the visit.
 func (c *fileCache) get(key string) *fileEntry {
-	s := c.shard(key)
-	s.mu.RLock()
-	e := s.entries[key]
-	s.mu.RUnlock()
+	c.mu.RLock()
+	e := c.entries[key]
+	c.mu.RUnlock()
 	if e != nil {
 		if n := e.visits.Load(); n < 3 {
 			e.visits.Store(n + 1)
@@ -1697,8 +1683,7 @@ func (c *fileCache) put(e *fileEntry) {
 	e.cost = e.memory()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	s := c.shard(e.key)
-	if old := s.entries[e.key]; old != nil {
+	if old := c.entries[e.key]; old != nil {
 		e.proven = old.proven
 		e.visits.Store(old.visits.Load())
 		c.drop(old)
@@ -1706,9 +1691,7 @@ func (c *fileCache) put(e *fileEntry) {
 	if e.cost > c.limit/2 {
 		return // it would push out all others, or the cache is cleared
 	}
-	s.mu.Lock()
-	s.entries[e.key] = e
-	s.mu.Unlock()
+	c.entries[e.key] = e
 	c.enqueue(e)
 	c.evict()
 }
@@ -1762,10 +1745,7 @@ func (c *fileCache) evict() {
 // drop removes an entry that is in the cache. It is called with mu held.
 func (c *fileCache) drop(e *fileEntry) {
 	c.dequeue(e)
-	s := c.shard(e.key)
-	s.mu.Lock()
-	delete(s.entries, e.key)
-	s.mu.Unlock()
+	delete(c.entries, e.key)
 }
 
 // remove drops an entry, unless another has taken its place.
