@@ -59,6 +59,7 @@ package conduit
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"compress/gzip"
 	"context"
 	"crypto/rand"
@@ -1642,19 +1643,23 @@ func Compression() Middleware { return CompressionWith(nil) }
 // Content-Length. A handler that flushes has its body coded however small it
 // is, and each flush reaches the client; one that sets a smaller
 // Content-Length than MinSize does not. A Content-Type that the handler has
-// not set is found out from the first 512 bytes, as net/http does.
+// not set is found out from the first 512 bytes, as net/http does; a reply
+// that is flushed before it has any is not coded.
 //
 // These are left alone: replies without a body, parts (206), event streams,
 // bodies that have a Content-Encoding already or a digest of their bytes, and
 // what Cache-Control: no-transform forbids to change. A handler that does not
 // want its reply coded sets Content-Encoding: identity. What is not coded is
-// sent by sendfile where it could be without Compression.
+// sent by sendfile where it could be without Compression, but for its first 4
+// KiB if the handler leaves WriteHeader to the first of them.
 //
 // A reply that could have been coded has Vary: Accept-Encoding, whether it was
-// or not. A coded one has neither Content-Length nor Accept-Ranges, and a
-// strong ETag becomes weak; a 304 that answers for the weak one has it too.
-// HEAD gets the header of GET where the handler sets a Content-Length or
-// writes the body.
+// or not. A coded one has neither the handler's Content-Length nor
+// Accept-Ranges, and a strong ETag becomes weak; a 304 that answers for the
+// weak one has it too. HEAD gets the header of GET where the handler sets
+// Content-Type and Content-Length or writes the body. Dates cannot be weakened:
+// a client that resumes a coded reply by If-Range with its Last-Modified, where
+// there is no ETag, gets bytes that do not fit.
 //
 // A reply whose handler panics, or writes less than the Content-Length it has
 // set, is cut, so that nobody takes a part for the whole.
@@ -1770,6 +1775,7 @@ func (z *compressWriter) Header() http.Header {
 func (z *compressWriter) WriteHeader(status int) {
 	switch {
 	case z.finished.Load():
+	case status < 200 && z.state == compressHeld && status != http.StatusSwitchingProtocols: // too late for it
 	case status < 200 && status != http.StatusSwitchingProtocols, status > 999:
 		z.ResponseWriter.WriteHeader(status) // informational, or it panics
 	case z.state == compressOpen:
@@ -1805,15 +1811,19 @@ func (z *compressWriter) judge(status int) int {
 	case http.StatusNotModified:
 		z.reviseNotModified(h)
 		return compressPlain
-	case http.StatusSwitchingProtocols, http.StatusNoContent, http.StatusResetContent, http.StatusPartialContent:
+	case http.StatusSwitchingProtocols, http.StatusNoContent, http.StatusResetContent:
 		return compressPlain
 	}
 	types, typed := h["Content-Type"]
 	if typed && (len(types) == 0 || !z.config.codes(types[0])) {
 		return compressPlain
 	}
+	if status == http.StatusPartialContent {
+		addVary(h, "Accept-Encoding") // RFC 9110, Section 15.3.7: as in the 200
+		return compressPlain
+	}
 	for _, name := range untouchable {
-		if len(h[name]) > 0 {
+		if len(h[name]) > 0 || hasMember(h["Trailer"], name) {
 			return compressPlain
 		}
 	}
@@ -1836,6 +1846,8 @@ func (z *compressWriter) judge(status int) int {
 		return compressPlain
 	case typed:
 		z.limit = z.config.MinSize
+	case z.declared >= 0:
+		z.limit = int(min(z.declared, sniffLen)) // what is beyond is not the body
 	case known:
 		z.limit = sniffLen
 	default:
@@ -1858,9 +1870,10 @@ func (z *compressWriter) worth(size int, flush bool) bool {
 
 // reviseNotModified makes the header that of the coded reply if it is one that
 // the client has: the handler knows only the strong tag, from which the weak
-// one was made (RFC 9110, Section 15.4.5).
+// one was made (RFC 9110, Section 15.4.5). Its type is gone by now where
+// net/http has made the reply.
 func (z *compressWriter) reviseNotModified(h http.Header) {
-	if types := h["Content-Type"]; len(types) > 0 && z.config.codes(types[0]) {
+	if types, typed := h["Content-Type"]; !typed || len(types) > 0 && z.config.codes(types[0]) {
 		addVary(h, "Accept-Encoding")
 	}
 	tag := h.Get("Etag")
@@ -1951,6 +1964,9 @@ func (z *compressWriter) settle(flush, end bool) error {
 			addVary(h, "Accept-Encoding")
 		}
 	}
+	if len(h["Content-Type"]) == 0 && z.accepted && z.request.Method == http.MethodHead {
+		delete(h, "Content-Length") // a GET may be coded, which its type decides
+	}
 	z.state = compressPlain
 	if codes && z.worth(len(held.body), flush) {
 		z.state = compressCoded
@@ -2000,15 +2016,17 @@ func (z *compressWriter) write(p []byte) (int, error) {
 	if z.state == compressPlain {
 		return z.ResponseWriter.Write(p)
 	}
-	if z.declared >= 0 && z.coded+int64(len(p)) > z.declared {
-		return 0, http.ErrContentLength
+	var excess error
+	if left := z.declared - z.coded; z.declared >= 0 && int64(len(p)) > left {
+		// A file that has grown, for one: what was promised of it is sent.
+		p, excess = p[:left], http.ErrContentLength
 	}
 	n, err := len(p), error(nil)
 	if z.request.Method != http.MethodHead {
 		n, err = z.gzip().Write(p)
 	}
 	z.coded += int64(n)
-	return n, err
+	return n, cmp.Or(err, excess)
 }
 
 func (z *compressWriter) gzip() *gzip.Writer {
@@ -2041,13 +2059,6 @@ func (z *compressWriter) WriteString(s string) (int, error) {
 func (z *compressWriter) ReadFrom(src io.Reader) (int64, error) {
 	if z.finished.Load() {
 		return 0, errFinished
-	}
-	if z.state == compressOpen && z.judge(http.StatusOK) == compressPlain {
-		n, err := z.forward(src)
-		if n > 0 {
-			z.state, z.status = compressPlain, http.StatusOK
-		}
-		return n, err
 	}
 	var n int64
 	buf := compressBuffers.Get().(*compressBuffer)
@@ -2086,6 +2097,9 @@ func (z *compressWriter) Flush() { z.FlushError() }
 func (z *compressWriter) FlushError() error {
 	if z.finished.Load() {
 		return errFinished
+	}
+	if !canFlush(z.ResponseWriter) {
+		return http.ErrNotSupported // and nothing is settled by it
 	}
 	if z.state == compressOpen {
 		z.begin(http.StatusOK)
@@ -2133,6 +2147,21 @@ func (z *compressWriter) finish() {
 		putGzipWriter(z.coder, z.config.Level)
 	}
 	z.coder = nil
+}
+
+// leaveUncoded has every Compression around w leave the reply as it is, and its
+// Content-Length with it. FastTimeout needs that.
+func leaveUncoded(w http.ResponseWriter) {
+	for {
+		if z, ok := w.(*compressWriter); ok {
+			z.accepted = false
+		}
+		u, ok := w.(interface{ Unwrap() http.ResponseWriter })
+		if !ok {
+			return
+		}
+		w = u.Unwrap()
+	}
 }
 
 // negotiate returns the one of offers, lower-case codings in the server's
@@ -2311,6 +2340,23 @@ func releaseTimeout(w http.ResponseWriter) bool {
 		}
 		w = u.Unwrap()
 	}
+}
+
+// canFlush reports whether what is written to w can be flushed. The wrappers of
+// this package all have a Flush, so that the innermost writer tells.
+func canFlush(w http.ResponseWriter) bool {
+	for {
+		u, ok := w.(interface{ Unwrap() http.ResponseWriter })
+		if !ok {
+			break
+		}
+		w = u.Unwrap()
+	}
+	switch w.(type) {
+	case http.Flusher, interface{ FlushError() error }:
+		return true
+	}
+	return false
 }
 
 // rollingDeadline moves the connection's write deadline along with a reply

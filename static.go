@@ -1195,6 +1195,7 @@ func (f *FileServer) serveParts(w http.ResponseWriter, r *http.Request, e *fileE
 	e.setBodyHeader(h, v, cacheControl)
 	switch len(ranges) {
 	case 0:
+		w.WriteHeader(http.StatusOK) // now, so that Compression lets all of it go by sendfile
 		s.send(fileRange{0, v.size})
 	case 1:
 		h["Content-Range"] = []string{ranges[0].contentRange(v.size)}

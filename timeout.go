@@ -695,6 +695,10 @@ func (t *timeoutWriter) answer() bool {
 	clearRepresentation(header)
 	header["Content-Type"] = h.contentType
 	header["Content-Length"] = h.contentLength
+	if h.Fast {
+		// The reply ends by its Content-Length while the handler goes on.
+		leaveUncoded(t.ResponseWriter)
+	}
 	http1 := t.original.ProtoMajor == 1
 	if http1 && (hasBody || h.Fast) {
 		// Without it net/http reads the rest of the body before it replies,
