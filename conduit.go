@@ -2381,8 +2381,6 @@ func newRollingDeadline(w http.ResponseWriter, r *http.Request) rollingDeadline 
 
 func (d rollingDeadline) arm() error { return d.set(time.Now().Add(d.allowance)) }
 
-func (d rollingDeadline) clear() error { return d.set(time.Time{}) }
-
 // set ignores that a writer has no deadlines, as httptest.ResponseRecorder.
 func (d rollingDeadline) set(deadline time.Time) error {
 	err := http.NewResponseController(d.w).SetWriteDeadline(deadline)

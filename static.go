@@ -59,10 +59,11 @@ import (
 //
 // A client that takes nothing for the server's WriteTimeout, or 15 seconds where
 // there is none, is let go, at the latest when twice that has passed. One that
-// goes on taking, 64 KiB in that time, is never cut, neither by WriteTimeout nor
-// by a [Timeout] around the FileServer. What a client has taken shows only as the
-// kernel's buffer drains, a large part at a time: the time is never less than 3
-// seconds.
+// goes on taking is never cut, neither by WriteTimeout nor by a [Timeout] around
+// the FileServer. What a client has taken shows only as the kernel's buffer
+// drains, a third of it at a time: 64 KiB where the buffer is small, as it is for
+// those who are slow across a network, and over a megabyte on loopback. So much
+// is to be taken in that time, which is never less than 3 seconds.
 //
 // Its methods may be called from any goroutine.
 //
@@ -88,7 +89,8 @@ type FileServerConfig struct {
 	Dir string
 
 	// FS is the file system to serve, such as an embed.FS. Files without
-	// modification times, which an embed.FS has, get no Last-Modified.
+	// modification times, which an embed.FS has, get no Last-Modified, and
+	// must not change: only their size would tell.
 	FS fs.FS
 
 	// Prefix is what the paths of URLs begin with, such as "/static". "" and
@@ -108,7 +110,8 @@ type FileServerConfig struct {
 	NotFound http.Handler
 
 	// CacheControl is the Cache-Control of files, "public, max-age=31536000" by
-	// default.
+	// default. What is private or no-store stays so under a version of
+	// [FileServer.URL].
 	CacheControl string
 
 	// HTMLCacheControl is that of HTML, index files and the fallback,
@@ -128,7 +131,7 @@ type FileServerConfig struct {
 	CacheBytes int64
 
 	// MaxCachedFile is the size up to which a file is cached, 1 MiB by default
-	// and at most half of CacheBytes. Of files above 256 KiB only the gzip form
+	// and at most a quarter of CacheBytes. Of files above 256 KiB only the gzip form
 	// is kept. Larger files are sent as they are, with an ETag made of size and
 	// modification time. Negative: none is cached.
 	MaxCachedFile int64
@@ -148,6 +151,10 @@ const (
 	// seconds are the coarsest in use.
 	racyWindow = time.Second
 )
+
+// earliestTime is later than the times that stand for none: the zero ones of
+// package time, of Unix and of DOS, which zip files have, and the 1 of Nix.
+var earliestTime = time.Date(1980, 1, 2, 0, 0, 0, 0, time.UTC)
 
 func (c *FileServerConfig) withDefaults() (FileServerConfig, error) {
 	var d FileServerConfig
@@ -175,7 +182,7 @@ func (c *FileServerConfig) withDefaults() (FileServerConfig, error) {
 	case d.CacheBytes < 0:
 		d.CacheBytes, d.MaxCachedFile = 1<<20, -1
 	}
-	d.MaxCachedFile = min(d.MaxCachedFile, d.CacheBytes/2)
+	d.MaxCachedFile = min(d.MaxCachedFile, d.CacheBytes/4)
 	if d.Recheck == 0 {
 		d.Recheck = time.Second
 	}
@@ -280,9 +287,13 @@ var (
 // out to have changed since the entry was made.
 func (f *FileServer) serve(w http.ResponseWriter, r *http.Request, e *fileEntry, attempt int) {
 	cacheControl := e.cacheControl
-	if r.URL.RawQuery != "" && r.URL.RawQuery != e.query {
+	switch {
+	case r.URL.RawQuery == "" || e.private:
+	case r.URL.RawQuery == e.query:
+		cacheControl = immutableValue
+	default:
 		if version, ok := versionOf(r.URL.RawQuery); ok {
-			if e.hash == "" {
+			if e.hash == "" && e.identity.etag[0][0] != 'W' { // or it would be made again and again
 				if hashed := f.hashed(e); hashed != nil {
 					e = hashed
 				}
@@ -291,8 +302,6 @@ func (f *FileServer) serve(w http.ResponseWriter, r *http.Request, e *fileEntry,
 				cacheControl = immutableValue
 			}
 		}
-	} else if r.URL.RawQuery != "" {
-		cacheControl = immutableValue
 	}
 	ranges := r.Method == http.MethodGet && r.Header["Range"] != nil
 	v := &e.identity
@@ -325,7 +334,6 @@ func (f *FileServer) serve(w http.ResponseWriter, r *http.Request, e *fileEntry,
 		s := fileSender{w: w, variant: v}
 		s.begin(r)
 		s.send(fileRange{0, v.size})
-		s.end(r)
 	}
 }
 
@@ -351,11 +359,7 @@ func (e *fileEntry) setHeader(h http.Header, v *fileVariant, cacheControl []stri
 		h["Last-Modified"] = e.lastModified
 	}
 	if e.varies {
-		if len(h["Vary"]) == 0 {
-			h["Vary"] = varyAcceptEncoding
-		} else {
-			addVary(h, varyAcceptEncoding[0])
-		}
+		addVary(h, varyAcceptEncoding[0])
 	}
 }
 
@@ -475,7 +479,7 @@ func (f *FileServer) serveUncached(w http.ResponseWriter, r *http.Request) {
 		fileError(w, http.StatusInternalServerError)
 		return
 	}
-	if f.config.Fallback != "" && path.Ext(name) == "" {
+	if f.config.Fallback != "" && (path.Ext(name) == "" || name == ".") {
 		addVary(w.Header(), "Accept")
 		if !acceptsHTML(r.Header) {
 			f.notFound(w, r)
@@ -583,15 +587,15 @@ func (f *FileServer) notFound(w http.ResponseWriter, r *http.Request) {
 // of the request, and logs it then. A directory that has gone missing is logged
 // once.
 func (f *FileServer) isUnavailable(r *http.Request, err error) bool {
-	if errors.Is(err, errDirectoryGone) {
+	unavailable := errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) || errors.Is(err, syscall.ENOMEM) ||
+		errors.Is(err, syscall.EIO) || errors.Is(err, errLoadPanicked) || errors.Is(err, errFileOverflows)
+	if !unavailable && errors.Is(err, errDirectoryGone) {
 		if f.gone.CompareAndSwap(false, true) {
 			Logger(r.Context()).LogAttrs(r.Context(), slog.LevelError, "directory is missing", slog.String("err", err.Error()))
 		}
 		return false
 	}
 	f.gone.Store(false)
-	unavailable := errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) ||
-		errors.Is(err, syscall.ENOMEM) || errors.Is(err, syscall.EIO) || errors.Is(err, errLoadPanicked)
 	if unavailable || errors.Is(err, fs.ErrPermission) {
 		Logger(r.Context()).LogAttrs(r.Context(), slog.LevelError, "file cannot be read",
 			slog.String("path", r.URL.Path), slog.String("err", err.Error()))
@@ -611,7 +615,7 @@ func fileError(w http.ResponseWriter, status int) {
 // A hash that is known costs a look at the cache; that of a file above
 // MaxCachedFile is made by reading the whole file, once.
 func (f *FileServer) URL(name string) string {
-	name = strings.TrimPrefix(name, "/")
+	name = strings.TrimLeft(name, "/") // a second one would begin a host
 	u := url.URL{Path: f.config.Prefix + "/" + name}
 	e := f.cache.get(u.Path)
 	if e == nil || !f.isFresh(e) {
@@ -654,6 +658,7 @@ type fileEntry struct {
 	sidecars   [len(sidecarCodings)]fileStamp // zero: not there, or too old
 	settled    bool                           // the next change is certain to be seen in the stamp
 	large      bool                           // above MaxCachedFile
+	private    bool                           // its Cache-Control is no matter of its version
 	sequential bool                           // to be sent from a file that cannot seek
 	hash       string                         // "" for a large file nobody has asked the hash of
 	query      string                         // "v=" and the hash
@@ -718,18 +723,24 @@ func (s fileStamp) same(t fileStamp) bool {
 // modification time, no program can set back. The name of the field differs
 // between systems, and some have none.
 func changeTime(info fs.FileInfo) time.Time {
-	v := reflect.Indirect(reflect.ValueOf(info.Sys()))
-	if v.Kind() != reflect.Struct {
-		return time.Time{}
-	}
 	for _, name := range []string{"Ctim", "Ctimespec"} {
-		if field := v.FieldByName(name); field.IsValid() {
+		if field := systemField(info, name); field.IsValid() {
 			if ts, ok := field.Interface().(syscall.Timespec); ok {
 				return time.Unix(ts.Unix())
 			}
 		}
 	}
 	return time.Time{}
+}
+
+// systemField returns a field of what the system says of a file, which is
+// invalid where it has none by that name.
+func systemField(info fs.FileInfo, name string) reflect.Value {
+	v := reflect.Indirect(reflect.ValueOf(info.Sys()))
+	if v.Kind() != reflect.Struct {
+		return reflect.Value{}
+	}
+	return v.FieldByName(name)
 }
 
 // settled reports whether a file that was in this state at a time, and is in
@@ -751,6 +762,7 @@ var (
 	errIsDirectory   = errors.New("is a directory")
 	errNotRegular    = errors.New("is not a regular file")
 	errFileChanged   = errors.New("changed while it was read")
+	errFileOverflows = errors.New("is larger than it says")
 	errLoadPanicked  = errors.New("the file system panicked")
 	errDirectoryGone = errors.New("conduit: Dir")
 )
@@ -797,7 +809,8 @@ func (f *FileServer) refresh(key, name string) (*fileEntry, error) {
 // replace reads a file whatever the cache has.
 func (f *FileServer) replace(key, name string, old *fileEntry) (*fileEntry, error) {
 	now := f.now()
-	e, err := f.load(key, name, old, false)
+	// What is kept must not keep the request line that it is a part of.
+	e, err := f.load(strings.Clone(key), strings.Clone(name), old)
 	if err != nil && !errors.Is(err, errFileChanged) {
 		if old != nil {
 			f.cache.remove(old)
@@ -840,7 +853,7 @@ func (f *FileServer) hashed(e *fileEntry) *fileEntry {
 		if h := e.version.Load(); h != nil {
 			return h, nil
 		}
-		h, err := f.load(e.key, e.name, e, true)
+		h, err := f.read(e.key, e.name, e, true)
 		if err == nil && h.stamp.same(e.stamp) {
 			e.version.Store(h)
 		}
@@ -855,12 +868,12 @@ func (f *FileServer) hashed(e *fileEntry) *fileEntry {
 // load reads a file until it has found it the same before and after. The error
 // is errFileChanged, beside an entry, if it has not: what was read is then good
 // for one reply.
-func (f *FileServer) load(key, name string, old *fileEntry, hash bool) (*fileEntry, error) {
+func (f *FileServer) load(key, name string, old *fileEntry) (*fileEntry, error) {
 	if f.closed.Load() {
 		return nil, fs.ErrClosed
 	}
 	for attempt := 0; ; attempt++ {
-		e, err := f.read(key, name, old, hash)
+		e, err := f.read(key, name, old, false)
 		if attempt == 2 || !errors.Is(err, errFileChanged) {
 			return e, err
 		}
@@ -879,11 +892,11 @@ func (f *FileServer) read(key, name string, old *fileEntry, hash bool) (*fileEnt
 	e := &fileEntry{key: key, name: name, stamp: stampOf(info), modified: modified.Truncate(time.Second)}
 	e.settled = e.stamp.settled(now)
 	e.large = info.Size() > f.config.MaxCachedFile
-	timeless := modified.IsZero() || modified.Unix() == 0
+	timeless := modified.Before(earliestTime)
 	if !timeless && !modified.After(now) { // RFC 9110, Section 8.8.2.1
 		e.lastModified = []string{modified.UTC().Format(http.TimeFormat)}
 	}
-	content, err := readContent(file, info, e.large, hash || timeless)
+	content, err := f.readContent(file, info, e.large, hash || timeless)
 	if err != nil && !errors.Is(err, errFileChanged) {
 		return nil, err
 	}
@@ -893,6 +906,7 @@ func (f *FileServer) read(key, name string, old *fileEntry, hash bool) (*fileEnt
 	if strings.HasPrefix(e.contentType[0], "text/html") || path.Base(name) == f.config.Index || name == f.config.Fallback {
 		e.cacheControl = f.htmlCacheControl
 	}
+	e.private = hasMember(e.cacheControl, "private") || hasMember(e.cacheControl, "no-store")
 	v := &e.identity
 	v.name, v.stamp, v.size = name, e.stamp, content.size
 	v.length = []string{strconv.FormatInt(v.size, 10)}
@@ -955,17 +969,21 @@ type fileContent struct {
 func (c *fileContent) head() []byte { return c.data[:min(len(c.data), 512)] }
 
 // readContent reads a file and looks whether it changed meanwhile. The error
-// is errFileChanged if it did.
-func readContent(file fs.File, before fs.FileInfo, large, hash bool) (*fileContent, error) {
+// is errFileChanged if it did. A size may be wrong, as those in /proc are: what
+// counts is what there is to read.
+func (f *FileServer) readContent(file fs.File, before fs.FileInfo, large, hash bool) (*fileContent, error) {
 	c := &fileContent{size: before.Size()}
-	limit := c.size + 1 // to see that it has grown
+	limit := f.config.MaxCachedFile + 1
 	if large {
 		limit = 512
 	}
 	var buf bytes.Buffer
-	buf.Grow(int(limit) + bytes.MinRead)
+	buf.Grow(int(min(limit, max(c.size, 0))) + bytes.MinRead)
 	if _, err := buf.ReadFrom(io.LimitReader(file, limit)); err != nil {
 		return nil, err
+	}
+	if !large && int64(buf.Len()) == limit {
+		return nil, errFileOverflows
 	}
 	c.data = bytes.Clone(buf.Bytes())
 	if len(c.data) == 0 {
@@ -1066,7 +1084,7 @@ func (f *FileServer) findSidecars(name string, original fs.FileInfo) (found [len
 }
 
 // addSidecars adds the forms that files beside the original have. One that
-// cannot be read, or is just changing, is left out until the next look.
+// cannot be read, or changes meanwhile, is left out until the next look.
 func (f *FileServer) addSidecars(e *fileEntry, original fs.FileInfo, now time.Time) {
 	e.sidecars = f.findSidecars(e.name, original)
 	for i, s := range e.sidecars {
@@ -1074,12 +1092,12 @@ func (f *FileServer) addSidecars(e *fileEntry, original fs.FileInfo, now time.Ti
 			continue
 		}
 		v := fileVariant{coding: sidecarCodings[i].coding, name: e.name + sidecarCodings[i].suffix}
-		if err := f.readSidecar(&v, s, now); err != nil {
-			e.settled = false
-			continue
-		}
 		if !s.settled(now) {
 			e.settled = false
+		}
+		if f.readSidecar(&v, s, now) != nil {
+			e.settled = false
+			continue
 		}
 		e.coded = append(e.coded, v)
 	}
@@ -1096,7 +1114,7 @@ func (f *FileServer) readSidecar(v *fileVariant, expected fileStamp, now time.Ti
 		return errFileChanged
 	}
 	large := info.Size() > f.config.MaxCachedFile
-	content, err := readContent(file, info, large, info.ModTime().IsZero())
+	content, err := f.readContent(file, info, large, info.ModTime().IsZero())
 	if err != nil {
 		return err
 	}
@@ -1205,7 +1223,6 @@ func (f *FileServer) serveParts(w http.ResponseWriter, r *http.Request, e *fileE
 	default:
 		s.sendMultipart(ranges, e.contentType[0])
 	}
-	s.end(r)
 }
 
 // serveChanged reads a file that has just changed and answers again, from
@@ -1328,6 +1345,7 @@ func parsePosition(s string) (int64, bool) {
 }
 
 // fileSender sends bytes under a write deadline that moves as they are taken.
+// The last one stays, for net/http's own last flush, and net/http takes it away.
 // Where it cannot go on, the reply is cut, so that no client takes a part for
 // the whole.
 type fileSender struct {
@@ -1358,18 +1376,23 @@ func (s *fileSender) begin(r *http.Request) {
 	s.deadline = newRollingDeadline(s.w, r)
 	s.deadline.allowance = max(s.deadline.allowance, minAllowance)
 	s.chunk = sendChunk
-	if _, ok := s.file.(*os.File); ok && r.ProtoMajor == 1 && r.TLS == nil {
+	if _, ok := s.file.(*os.File); ok && r.ProtoMajor == 1 && r.TLS == nil && readsFrom(s.w) {
 		s.chunk = sendfileChunk
 	}
 }
 
-// end leaves the deadline armed, for net/http's last flush. It sets the next
-// one itself, unless it is to have none.
-func (s *fileSender) end(r *http.Request) {
-	srv, ok := r.Context().Value(http.ServerContextKey).(*http.Server)
-	if ok && srv.WriteTimeout <= 0 && r.ProtoMajor == 1 {
-		http.NewResponseController(s.w).Flush()
-		s.deadline.clear()
+// readsFrom reports whether sendfile goes through all that is around the
+// connection. Otherwise a write that the deadline has interrupted is the last.
+func readsFrom(w http.ResponseWriter) bool {
+	for {
+		if _, ok := w.(io.ReaderFrom); !ok {
+			return false
+		}
+		u, ok := w.(interface{ Unwrap() http.ResponseWriter })
+		if !ok {
+			return true
+		}
+		w = u.Unwrap()
 	}
 }
 
@@ -1451,11 +1474,7 @@ func (s *fileSender) verify() {
 
 // linksOf returns how many names an inode has, where the system tells.
 func linksOf(info fs.FileInfo) uint64 {
-	v := reflect.Indirect(reflect.ValueOf(info.Sys()))
-	if v.Kind() != reflect.Struct {
-		return 0
-	}
-	if n := v.FieldByName("Nlink"); n.IsValid() && n.CanUint() {
+	if n := systemField(info, "Nlink"); n.IsValid() && n.CanUint() {
 		return n.Uint()
 	}
 	return 0
@@ -1522,16 +1541,31 @@ func (t fsTree) open(name string) (fs.File, error) {
 }
 
 // refusePipe refuses what is no file, as far as a file system without Stat can
-// tell before it opens it.
+// tell before it opens it: a link that leads nowhere known is refused too.
 func (t fsTree) refusePipe(name string) error {
 	link, ok := t.FS.(fs.ReadLinkFS)
 	if !ok {
 		return nil
 	}
-	if info, err := link.Lstat(name); err == nil && info.Mode().Type()&^(fs.ModeSymlink|fs.ModeDir) != 0 {
-		return &fs.PathError{Op: "open", Path: name, Err: errNotRegular}
+	refused := &fs.PathError{Op: "open", Path: name, Err: errNotRegular}
+	for range 8 {
+		info, err := link.Lstat(name)
+		if err != nil {
+			return nil // Open says what it is
+		}
+		switch info.Mode().Type() {
+		case 0, fs.ModeDir:
+			return nil
+		case fs.ModeSymlink:
+		default:
+			return refused
+		}
+		target, err := link.ReadLink(name)
+		if name = path.Join(path.Dir(name), target); err != nil || path.IsAbs(target) || !fs.ValidPath(name) {
+			return refused
+		}
 	}
-	return nil
+	return refused
 }
 
 // dirTree is a directory, which may be replaced by another one: an [os.Root]
@@ -1777,7 +1811,7 @@ const entryOverhead = 2 << 10
 func (e *fileEntry) memory() int64 {
 	n := int64(entryOverhead + 2*len(e.key) + 2*len(e.name) + len(e.identity.body))
 	for i := range e.coded {
-		n += int64(len(e.coded[i].body) + len(e.coded[i].name) + 256)
+		n += int64(len(e.coded[i].body) + len(e.coded[i].name) + 768)
 	}
 	return n
 }
