@@ -793,3 +793,341 @@ func staticText(size int) []byte {
 	}
 	return buf.Bytes()[:size]
 }
+
+// BenchmarkJSONStream is an array of 1,000 small items over the loopback. By
+// hand it is a loop around json.Encoder, with one flush at the end or one for
+// each item.
+func BenchmarkJSONStream(b *testing.B) {
+	const n = 1000
+	items := make([]streamBenchItem, n)
+	for i := range items {
+		items[i] = streamBenchItem{ID: i, Name: "item " + strconv.Itoa(i), Price: 19.99}
+	}
+	reply, err := json.Marshal(items)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Run("conduit", func(b *testing.B) {
+		streamBench(b, func(w http.ResponseWriter, r *http.Request) {
+			if err := conduit.StreamJSON(w, r, streamBenchSeq(items)); err != nil {
+				b.Error(err)
+			}
+		}, n, string(reply))
+	})
+	b.Run("conduit_channel", func(b *testing.B) {
+		streamBench(b, func(w http.ResponseWriter, r *http.Request) {
+			ch := make(chan any, 16)
+			go func() {
+				defer close(ch)
+				for i := range items {
+					select {
+					case ch <- &items[i]:
+					case <-r.Context().Done():
+						return
+					}
+				}
+			}()
+			s, err := conduit.NewJSONStream(w, r)
+			if err == nil {
+				err = s.WriteJSONArray(ch)
+			}
+			if err != nil {
+				b.Error(err)
+			}
+		}, n, string(reply))
+	})
+	b.Run("conduit_write", func(b *testing.B) {
+		streamBench(b, func(w http.ResponseWriter, r *http.Request) {
+			s, err := conduit.NewJSONStream(w, r)
+			if err != nil {
+				b.Error(err)
+				return
+			}
+			for i := range items {
+				if err := s.Write(&items[i]); err != nil {
+					b.Error(err)
+				}
+			}
+			if err := s.Close(); err != nil {
+				b.Error(err)
+			}
+		}, n, string(reply))
+	})
+	byHand := func(flushEach bool) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Type", "application/json")
+			flusher := w.(http.Flusher)
+			encoder := json.NewEncoder(w)
+			io.WriteString(w, "[")
+			for i := range items {
+				if i > 0 {
+					io.WriteString(w, ",")
+				}
+				if err := encoder.Encode(&items[i]); err != nil {
+					b.Error(err)
+				}
+				if flushEach {
+					flusher.Flush()
+				}
+			}
+			io.WriteString(w, "]")
+			flusher.Flush()
+		}
+	}
+	b.Run("net_http", func(b *testing.B) { streamBench(b, byHand(false), n, string(reply)) })
+	b.Run("net_http_flush_each", func(b *testing.B) { streamBench(b, byHand(true), n, string(reply)) })
+}
+
+type streamBenchItem struct {
+	ID    int     `json:"id"`
+	Name  string  `json:"name"`
+	Price float64 `json:"price"`
+}
+
+func streamBenchSeq[T any](items []T) func(yield func(T, error) bool) {
+	return func(yield func(T, error) bool) {
+		for _, item := range items {
+			if !yield(item, nil) {
+				return
+			}
+		}
+	}
+}
+
+// streamBench asks for the same stream again and again over one connection,
+// with a client that costs next to nothing. The reply is compared once, without
+// line breaks.
+func streamBench(b *testing.B, h http.HandlerFunc, n int, want string) {
+	srv := benchConduitServer(b, h, slog.DiscardHandler)
+	conn, err := net.Dial("tcp", srv.Addr().String())
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { conn.Close() })
+	request := []byte("GET / HTTP/1.1\r\nHost: bench\r\n\r\n")
+	conn.Write(request)
+	res, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil {
+		b.Fatal(err)
+	}
+	body, err := io.ReadAll(res.Body)
+	if err != nil || res.StatusCode != http.StatusOK || len(res.TransferEncoding) == 0 || string(bytes.ReplaceAll(body, []byte("\n"), nil)) != want {
+		b.Fatalf("got %s, in chunks %v, %.100q, %v; want 200 and %.100q", res.Status, res.TransferEncoding, body, err, want)
+	}
+	end := []byte("\r\n0\r\n\r\n")
+	buf := make([]byte, 256<<10)
+	b.SetBytes(int64(len(body)))
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := conn.Write(request); err != nil {
+			b.Fatal(err)
+		}
+		got := 0
+		for !bytes.HasSuffix(buf[:got], end) {
+			m, err := conn.Read(buf[got:])
+			if err != nil {
+				b.Fatal(err)
+			}
+			got += m
+		}
+		if got < len(body) {
+			b.Fatalf("got %d bytes, want more than %d", got, len(body))
+		}
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(n), "ns/item")
+}
+
+// BenchmarkSSE is 1,000 events from a channel of 16 places over the loopback,
+// and the cost of one event alone.
+func BenchmarkSSE(b *testing.B) {
+	const n = 1000
+	var want string
+	events := make([]*conduit.SSEEvent, n)
+	for i := range events {
+		events[i] = &conduit.SSEEvent{ID: strconv.Itoa(i), Event: "tick", Data: `{"price":19.99}`}
+		want += "id: " + events[i].ID + "event: tickdata: " + events[i].Data
+	}
+	source := func(r *http.Request) <-chan *conduit.SSEEvent {
+		ch := make(chan *conduit.SSEEvent, 16)
+		go func() {
+			defer close(ch)
+			for _, e := range events {
+				select {
+				case ch <- e:
+				case <-r.Context().Done():
+					return
+				}
+			}
+		}()
+		return ch
+	}
+	b.Run("conduit", func(b *testing.B) {
+		streamBench(b, func(w http.ResponseWriter, r *http.Request) {
+			s, err := conduit.NewSSEStream(w, r)
+			if err == nil {
+				err = s.Serve(source(r))
+			}
+			if err != nil {
+				b.Error(err)
+			}
+		}, n, want)
+	})
+	b.Run("net_http_flush_each", func(b *testing.B) {
+		streamBench(b, func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Type", "text/event-stream")
+			flusher := w.(http.Flusher)
+			for e := range source(r) {
+				fmt.Fprintf(w, "id: %s\nevent: %s\ndata: %s\n\n", e.ID, e.Event, e.Data)
+				flusher.Flush()
+			}
+		}, n, want)
+	})
+	b.Run("format", func(b *testing.B) {
+		w := &streamBenchWriter{header: make(http.Header)}
+		s, err := conduit.NewSSEStream(w, httptest.NewRequestWithContext(context.Background(), "GET", "/", nil))
+		if err != nil {
+			b.Fatal(err)
+		}
+		e := &conduit.SSEEvent{ID: "42", Event: "tick", Data: "{\"price\":19.99,\n\"name\":\"item\"}"}
+		b.ReportAllocs()
+		for b.Loop() {
+			if err := s.WriteSSE(e); err != nil {
+				b.Fatal(err)
+			}
+		}
+		if w.n == 0 {
+			b.Fatal("nothing was written")
+		}
+	})
+}
+
+// streamBenchWriter throws away what it gets, and has all that net/http's own
+// has.
+type streamBenchWriter struct {
+	header http.Header
+	n      int64
+}
+
+func (w *streamBenchWriter) Header() http.Header              { return w.header }
+func (w *streamBenchWriter) WriteHeader(int)                  {}
+func (w *streamBenchWriter) FlushError() error                { return nil }
+func (w *streamBenchWriter) SetWriteDeadline(time.Time) error { return nil }
+func (w *streamBenchWriter) Write(p []byte) (int, error) { w.n += int64(len(p)); return len(p), nil }
+
+func (w *streamBenchWriter) WriteString(s string) (int, error) {
+	w.n += int64(len(s))
+	return len(s), nil
+}
+
+// BenchmarkSSEBroker publishes to clients over the loopback, no faster than
+// they take it: an operation is 100 events that have reached all of them. By
+// hand, each client has a channel, and each event is formatted and flushed for
+// each client.
+func BenchmarkSSEBroker(b *testing.B) {
+	for _, clients := range []int{100, 1000} {
+		b.Run(fmt.Sprint(clients, "/conduit"), func(b *testing.B) {
+			broker := conduit.NewSSEBroker(&conduit.SSEBrokerConfig{Replay: 4096})
+			defer broker.Close()
+			sseBenchBroker(b, broker, clients, func(e *conduit.SSEEvent) {
+				if err := broker.Publish(e); err != nil {
+					b.Error(err)
+				}
+			})
+		})
+		b.Run(fmt.Sprint(clients, "/by_hand"), func(b *testing.B) {
+			var mu sync.Mutex
+			channels := make(map[chan *conduit.SSEEvent]bool)
+			h := func(w http.ResponseWriter, r *http.Request) {
+				ch := make(chan *conduit.SSEEvent, 4096)
+				mu.Lock()
+				channels[ch] = true
+				mu.Unlock()
+				defer func() {
+					mu.Lock()
+					delete(channels, ch)
+					mu.Unlock()
+				}()
+				w.Header().Set("Content-Type", "text/event-stream")
+				flusher := w.(http.Flusher)
+				flusher.Flush()
+				for {
+					select {
+					case e := <-ch:
+						fmt.Fprintf(w, "id: %s\nevent: %s\ndata: %s\n\n", e.ID, e.Event, e.Data)
+						flusher.Flush()
+					case <-r.Context().Done():
+						return
+					}
+				}
+			}
+			sseBenchBroker(b, http.HandlerFunc(h), clients, func(e *conduit.SSEEvent) {
+				mu.Lock()
+				defer mu.Unlock()
+				for ch := range channels {
+					ch <- e
+				}
+			})
+		})
+	}
+}
+
+// sseBenchBroker publishes in rounds, each of which has to reach every client
+// before the next one.
+func sseBenchBroker(b *testing.B, h http.Handler, clients int, publish func(*conduit.SSEEvent)) {
+	const round = 100
+	srv := benchConduitServer(b, h, slog.DiscardHandler)
+	addr := srv.Addr().String()
+	var arrived sync.WaitGroup
+	var readers sync.WaitGroup
+	conns := make([]net.Conn, clients)
+	end := []byte("data: end of the round\n")
+	for i := range conns {
+		conn, err := net.Dial("tcp", addr)
+		if err != nil {
+			b.Fatal(err)
+		}
+		conns[i] = conn
+		fmt.Fprint(conn, "GET / HTTP/1.1\r\nHost: bench\r\n\r\n")
+		in := bufio.NewReaderSize(conn, 4<<10)
+		for line := []byte("xxx"); len(line) > len("\r\n"); {
+			if line, err = in.ReadSlice('\n'); err != nil {
+				b.Fatal(err)
+			}
+		}
+		readers.Go(func() {
+			for {
+				line, err := in.ReadSlice('\n')
+				if err != nil {
+					return
+				}
+				if bytes.Equal(line, end) {
+					arrived.Done()
+				}
+			}
+		})
+	}
+	defer readers.Wait()
+	defer func() {
+		for _, conn := range conns {
+			conn.Close()
+		}
+	}()
+	event := &conduit.SSEEvent{ID: "42", Event: "tick", Data: `{"price":19.99}`}
+	last := &conduit.SSEEvent{ID: "43", Event: "tick", Data: "end of the round"}
+	turn := func() {
+		arrived.Add(clients)
+		for range round - 1 {
+			publish(event)
+		}
+		publish(last)
+		arrived.Wait()
+	}
+	turn()
+	b.ReportAllocs()
+	for b.Loop() {
+		turn()
+	}
+	perEvent := float64(b.Elapsed().Nanoseconds()) / float64(b.N) / round
+	b.ReportMetric(perEvent, "ns/event")
+	b.ReportMetric(perEvent/float64(clients), "ns/event/client")
+}

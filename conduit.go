@@ -1,6 +1,7 @@
 // Package conduit is what a production HTTP service needs around net/http:
 // a server that is safe as configured, a shutdown that loses no request,
-// timeouts that answer, and the middleware that goes with them.
+// timeouts that answer, static files, streams that outlive the timeouts, and the
+// middleware that goes with them.
 //
 // It is not a framework. The router is [http.ServeMux] or any other, a handler
 // is an [http.Handler], a middleware is a func(http.Handler) http.Handler, and
@@ -48,6 +49,10 @@
 // handlers that are: it answers for them, and moves the connection's write
 // deadline so that the answer is delivered even where it is due later than
 // WriteTimeout.
+//
+// What lasts longer by nature, a [Stream], a [JSONStream], an [SSEStream] or a
+// large file of a [FileServer], is bound by neither from its first byte on: the
+// write deadline moves along with it.
 //
 // # Logging
 //
@@ -260,9 +265,10 @@ type Server struct {
 	prepare sync.Once
 	secure  bool // speaks TLS; set by prepare
 
-	draining  chan struct{} // closed by Drain
+	drain     context.Context // ends with Drain, so that streams can follow it without a goroutine
+	endDrain  context.CancelFunc
 	drainOnce sync.Once
-	isDrained atomic.Bool // draining is closed
+	isDrained atomic.Bool // drain has ended
 	sayClose  atomic.Bool // replies carry Connection: close
 
 	requests atomic.Int64 // handlers that run
@@ -308,12 +314,12 @@ func New(cfg *Config) (*Server, error) {
 	s := &Server{
 		address:   c.Address,
 		logger:    c.Logger,
-		draining:  make(chan struct{}),
 		changed:   make(chan struct{}, 1),
 		listeners: make(map[*drainListener]struct{}),
 		open:      make(map[net.Conn]bool),
 		ended:     make(chan struct{}),
 	}
+	s.drain, s.endDrain = context.WithCancel(context.Background())
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
 	protocols.SetHTTP2(c.EnableHTTP2)
@@ -514,7 +520,7 @@ func (s *Server) Drain() {
 	s.drainOnce.Do(func() {
 		s.sayClose.Store(true)
 		s.isDrained.Store(true)
-		close(s.draining)
+		s.endDrain()
 	})
 }
 
@@ -938,9 +944,19 @@ func serverFrom(ctx context.Context) *Server {
 // blocks for ever.
 func Draining(ctx context.Context) <-chan struct{} {
 	if s := serverFrom(ctx); s != nil {
-		return s.draining
+		return s.drain.Done()
 	}
 	return nil
+}
+
+// drainContext returns a context that ends when the server of the request with
+// this context begins to drain, and one that never ends outside a [Server].
+// The streams of stream.go follow it with [context.AfterFunc].
+func drainContext(ctx context.Context) context.Context {
+	if s := serverFrom(ctx); s != nil {
+		return s.drain
+	}
+	return context.Background()
 }
 
 // Logger returns the logger of the server of the request with this context,
@@ -1051,6 +1067,8 @@ type exchange struct {
 	server    *Server // nil outside a conduit Server
 	outermost bool    // made by the Server
 	finished  atomic.Bool
+	muted     atomic.Bool // by muteReply: what is still written goes nowhere
+	unlimited atomic.Bool // the handler has cleared the write deadline
 
 	id       string
 	idHeader [1]string // id, as the value of a header field
@@ -1095,6 +1113,20 @@ func (x *exchange) logger() *slog.Logger {
 // the process (HTTP/2).
 var errFinished = errors.New("conduit: write after the handler has returned")
 
+// errCut is what a handler gets that goes on writing to a reply which was cut.
+var errCut = errors.New("conduit: write after the reply was cut")
+
+// usable returns the error with which a use is refused, nil if it is not.
+func (x *exchange) usable() error {
+	switch {
+	case x.finished.Load():
+		return errFinished
+	case x.muted.Load():
+		return errCut
+	}
+	return nil
+}
+
 // Unwrap is for [http.ResponseController].
 func (x *exchange) Unwrap() http.ResponseWriter { return x.ResponseWriter }
 
@@ -1109,7 +1141,7 @@ func (x *exchange) Header() http.Header {
 // WriteHeader passes informational replies on and does not take them for the
 // status (RFC 9110, Section 15.2).
 func (x *exchange) WriteHeader(status int) {
-	if x.finished.Load() {
+	if x.usable() != nil {
 		return
 	}
 	if 200 <= status && status <= 999 || status == http.StatusSwitchingProtocols {
@@ -1119,8 +1151,8 @@ func (x *exchange) WriteHeader(status int) {
 }
 
 func (x *exchange) Write(p []byte) (int, error) {
-	if x.finished.Load() {
-		return 0, errFinished
+	if err := x.usable(); err != nil {
+		return 0, err
 	}
 	x.begin(http.StatusOK)
 	n, err := x.ResponseWriter.Write(p)
@@ -1131,8 +1163,8 @@ func (x *exchange) Write(p []byte) (int, error) {
 // WriteString spares the copy that [io.WriteString] makes for a writer
 // without it.
 func (x *exchange) WriteString(p string) (int, error) {
-	if x.finished.Load() {
-		return 0, errFinished
+	if err := x.usable(); err != nil {
+		return 0, err
 	}
 	x.begin(http.StatusOK)
 	n, err := io.WriteString(x.ResponseWriter, p)
@@ -1144,8 +1176,8 @@ func (x *exchange) WriteString(p string) (int, error) {
 // this method. A source that fails before its first byte leaves the header
 // unwritten, so that the handler can still answer with an error.
 func (x *exchange) ReadFrom(src io.Reader) (int64, error) {
-	if x.finished.Load() {
-		return 0, errFinished
+	if err := x.usable(); err != nil {
+		return 0, err
 	}
 	rf, ok := x.ResponseWriter.(io.ReaderFrom)
 	if !ok {
@@ -1173,8 +1205,8 @@ func (x *exchange) ReadFrom(src io.Reader) (int64, error) {
 func (x *exchange) Flush() { x.FlushError() }
 
 func (x *exchange) FlushError() error {
-	if x.finished.Load() {
-		return errFinished
+	if err := x.usable(); err != nil {
+		return err
 	}
 	if x.status == 0 {
 		x.announceClose(http.StatusOK)
@@ -1191,29 +1223,30 @@ func (x *exchange) FlushError() error {
 // (HTTP/1) or crash the process (HTTP/2).
 
 func (x *exchange) SetReadDeadline(deadline time.Time) error {
-	if x.finished.Load() {
-		return errFinished
+	if err := x.usable(); err != nil {
+		return err
 	}
 	return http.NewResponseController(x.ResponseWriter).SetReadDeadline(deadline)
 }
 
 func (x *exchange) SetWriteDeadline(deadline time.Time) error {
-	if x.finished.Load() {
-		return errFinished
+	if err := x.usable(); err != nil {
+		return err
 	}
+	x.unlimited.Store(deadline.IsZero())
 	return http.NewResponseController(x.ResponseWriter).SetWriteDeadline(deadline)
 }
 
 func (x *exchange) EnableFullDuplex() error {
-	if x.finished.Load() {
-		return errFinished
+	if err := x.usable(); err != nil {
+		return err
 	}
 	return http.NewResponseController(x.ResponseWriter).EnableFullDuplex()
 }
 
 func (x *exchange) Hijack() (net.Conn, *bufio.ReadWriter, error) {
-	if x.finished.Load() {
-		return nil, nil, errFinished
+	if err := x.usable(); err != nil {
+		return nil, nil, err
 	}
 	conn, buf, err := http.NewResponseController(x.ResponseWriter).Hijack()
 	if err == nil && !x.hijacked {
@@ -1247,6 +1280,10 @@ func (x *exchange) finish() {
 	s := x.server
 	if x.status == 0 && !x.hijacked {
 		x.announceClose(http.StatusOK)
+	}
+	if x.unlimited.Load() && !x.hijacked && s.http.WriteTimeout > 0 {
+		// What net/http still has to write is not to wait for ever.
+		http.NewResponseController(x.ResponseWriter).SetWriteDeadline(time.Now().Add(s.http.WriteTimeout))
 	}
 	x.finished.Store(true)
 	s.requests.Add(-1)
@@ -1509,7 +1546,7 @@ func LoggingWith(cfg *LoggingConfig) Middleware {
 			returned := false
 			defer func() {
 				if returned {
-					c.log(x, r, path, start, x.status, false)
+					c.log(x, r, path, start, x.status, x.muted.Load())
 					return
 				}
 				value := recover()
@@ -2342,6 +2379,33 @@ func releaseTimeout(w http.ResponseWriter) bool {
 	}
 }
 
+// muteReply cuts a reply that has begun: the client sees that it is not whole,
+// and what the handler still writes, an error's text for one, goes nowhere. It
+// reports whether the connection was cut, which it is not where a writer has no
+// deadlines. A deadline in the past resets an HTTP/2 stream at once, and on
+// HTTP/1 has net/http's last flush fail, and the connection closed.
+func muteReply(w http.ResponseWriter) bool {
+	err := http.NewResponseController(w).SetWriteDeadline(time.Unix(1, 0))
+	for {
+		if x, ok := w.(*exchange); ok {
+			x.muted.Store(true)
+		}
+		u, ok := w.(interface{ Unwrap() http.ResponseWriter })
+		if !ok {
+			return !errors.Is(err, http.ErrNotSupported)
+		}
+		w = u.Unwrap()
+	}
+}
+
+// cutReply is muteReply for a handler's own goroutine. It panics with
+// [http.ErrAbortHandler] where nothing else cuts the reply of a server.
+func cutReply(w http.ResponseWriter, r *http.Request) {
+	if !muteReply(w) && r.Context().Value(http.ServerContextKey) != nil {
+		panic(http.ErrAbortHandler)
+	}
+}
+
 // canFlush reports whether what is written to w can be flushed. The wrappers of
 // this package all have a Flush, so that the innermost writer tells.
 func canFlush(w http.ResponseWriter) bool {
@@ -2380,6 +2444,8 @@ func newRollingDeadline(w http.ResponseWriter, r *http.Request) rollingDeadline 
 }
 
 func (d rollingDeadline) arm() error { return d.set(time.Now().Add(d.allowance)) }
+
+func (d rollingDeadline) clear() error { return d.set(time.Time{}) }
 
 // set ignores that a writer has no deadlines, as httptest.ResponseRecorder.
 func (d rollingDeadline) set(deadline time.Time) error {

@@ -21,6 +21,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"iter"
 	"log/slog"
 	"maps"
 	"math/big"
@@ -49,6 +50,7 @@ import (
 	"testing/fstest"
 	"testing/synctest"
 	"time"
+	"unicode/utf8"
 
 	"example.com/conduit"
 )
@@ -6629,6 +6631,3083 @@ func TestStaticHitsDoNotAllocate(t *testing.T) {
 			t.Errorf("%s: %v allocations", name, n)
 		}
 	}
+}
+
+// Streams
+
+// Stream
+
+// streamKind is one of the ways to write a reply bit by bit.
+type streamKind struct {
+	name        string
+	contentType string
+	promptly    bool // what is written is flushed when the write returns
+	open        func(w http.ResponseWriter, r *http.Request) (*streamWriter, error)
+	text        func(body string) (string, error) // the texts that a body was made of, joined
+}
+
+// streamWriter is the common part of the three kinds of stream.
+type streamWriter struct {
+	send func(text string) error
+	end  func() error
+	done <-chan struct{}
+}
+
+var streamKinds = []streamKind{
+	{"text", "text/plain; charset=utf-8", true, func(w http.ResponseWriter, r *http.Request) (*streamWriter, error) {
+		s, err := conduit.NewTextStream(w, r)
+		return streamOfBytes(s), err
+	}, streamPlainText},
+	{"binary", "application/octet-stream", true, func(w http.ResponseWriter, r *http.Request) (*streamWriter, error) {
+		s, err := conduit.NewBinaryStream(w, r)
+		return streamOfBytes(s), err
+	}, streamPlainText},
+	{"JSON", "application/json", false, func(w http.ResponseWriter, r *http.Request) (*streamWriter, error) {
+		s, err := conduit.NewJSONStream(w, r)
+		return streamOfJSON(s), err
+	}, func(body string) (string, error) {
+		var texts []string
+		err := json.Unmarshal([]byte(body), &texts)
+		return strings.Join(texts, ""), err
+	}},
+	{"NDJSON", "application/x-ndjson", false, func(w http.ResponseWriter, r *http.Request) (*streamWriter, error) {
+		s, err := conduit.NewNDJSONStream(w, r)
+		return streamOfJSON(s), err
+	}, func(body string) (string, error) {
+		var all string
+		for line := range strings.Lines(body) {
+			var text string
+			if err := json.Unmarshal([]byte(line), &text); err != nil {
+				return all, err
+			}
+			all += text
+		}
+		return all, nil
+	}},
+	{"SSE", "text/event-stream", true, func(w http.ResponseWriter, r *http.Request) (*streamWriter, error) {
+		s, err := conduit.NewSSEStream(w, r)
+		if err != nil {
+			return nil, err
+		}
+		return &streamWriter{
+			send: func(text string) error { return s.WriteSSE(&conduit.SSEEvent{Data: text}) },
+			end:  func() error { return nil },
+			done: s.Done(),
+		}, nil
+	}, func(body string) (string, error) {
+		events, err := sseParse(body)
+		var all string
+		for _, e := range events {
+			all += e.data
+		}
+		return all, err
+	}},
+}
+
+func streamPlainText(body string) (string, error) { return body, nil }
+
+func streamOfBytes(s *conduit.Stream) *streamWriter {
+	if s == nil {
+		return nil
+	}
+	return &streamWriter{
+		send: func(text string) error { _, err := io.WriteString(s, text); return err },
+		end:  func() error { return nil },
+		done: s.Done(),
+	}
+}
+
+func streamOfJSON(s *conduit.JSONStream) *streamWriter {
+	if s == nil {
+		return nil
+	}
+	return &streamWriter{send: func(text string) error { return s.Write(text) }, end: s.Close, done: s.Done()}
+}
+
+// streamChains are what may be around a stream.
+var streamChains = []struct {
+	name string
+	mw   conduit.Middleware
+}{
+	{"alone", conduit.Chain()},
+	{"Timeout", conduit.Timeout(time.Minute)},
+	{"FastTimeout", conduit.FastTimeout(time.Minute)},
+	{"Compression", conduit.Compression()},
+	{"whole", conduit.Chain(foreign, conduit.RequestID(), conduit.Recovery(), conduit.Timeout(time.Minute), foreign, conduit.Compression(), foreign)},
+}
+
+// eachStream runs a test for each kind over each protocol.
+func eachStream(t *testing.T, test func(t *testing.T, p protocol, kind streamKind)) {
+	eachProtocol(t, func(t *testing.T, p protocol) {
+		for _, kind := range streamKinds {
+			t.Run(kind.name, func(t *testing.T) { test(t, p, kind) })
+		}
+	})
+}
+
+// streamServe serves on a loopback port. The test does not end before the
+// handlers have.
+func streamServe(t *testing.T, p protocol, cfg conduit.Config) string {
+	t.Helper()
+	_, url := streamServer(t, p, cfg)
+	return url
+}
+
+func streamServer(t *testing.T, p protocol, cfg conduit.Config) (*conduit.Server, string) {
+	t.Helper()
+	var handlers sync.WaitGroup
+	h := cfg.Handler
+	cfg.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		handlers.Add(1)
+		defer handlers.Done()
+		h.ServeHTTP(w, r)
+	})
+	srv := p.server(t, &cfg)
+	url := p.serve(t, srv)
+	t.Cleanup(func() {
+		ended := make(chan struct{})
+		go func() {
+			handlers.Wait()
+			close(ended)
+		}()
+		streamReceive(t, ended, "the end of the handlers")
+	})
+	return srv, url
+}
+
+// streamBubble serves in a testing/synctest bubble, over pipes.
+func streamBubble(t *testing.T, p protocol, cfg conduit.Config) (*conduit.Server, *http.Client, string) {
+	t.Helper()
+	l := newPipeListener()
+	transport := &http.Transport{
+		DialContext: func(context.Context, string, string) (net.Conn, error) { return l.dial(), nil },
+	}
+	url := "http://conduit.test/"
+	switch {
+	case p.secure:
+		// Over a pipe a session ticket would wait for a client that waits to
+		// write.
+		cfg.EnableHTTP2 = true
+		cfg.TLSConfig = &tls.Config{Certificates: []tls.Certificate{testCertificate().pair}, SessionTicketsDisabled: true}
+		transport.TLSClientConfig = &tls.Config{RootCAs: testCertificate().pool, ServerName: "conduit.test"}
+		transport.ForceAttemptHTTP2 = true
+		url = "https://conduit.test/"
+	case !p.http1:
+		cfg.EnableH2C = true
+		transport.Protocols = new(http.Protocols)
+		transport.Protocols.SetUnencryptedHTTP2(true)
+	}
+	srv := newServer(t, &cfg)
+	serveBubble(t, srv, l)
+	client := newClient(t, transport)
+	t.Cleanup(synctest.Wait) // for handlers that still have to return
+	return srv, client, url
+}
+
+// streamOpen starts a request whose reply goes on until the test ends.
+func streamOpen(t *testing.T, client *http.Client, url string, header ...string) (*http.Response, context.CancelFunc) {
+	t.Helper()
+	patience := 10 * time.Second
+	if time.Now().Year() == 2000 { // in a bubble, where it passes at once
+		patience = 10 * time.Minute
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	t.Cleanup(cancel)
+	req, err := http.NewRequestWithContext(ctx, "GET", url, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := 0; i+1 < len(header); i += 2 {
+		req.Header.Set(header[i], header[i+1])
+	}
+	res, err := client.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { res.Body.Close() })
+	return res, cancel
+}
+
+// streamUntil reads until what has been read contains text.
+func streamUntil(t *testing.T, body io.Reader, text string) string {
+	t.Helper()
+	var got []byte
+	for buf := make([]byte, 1); !bytes.Contains(got, []byte(text)); {
+		n, err := body.Read(buf)
+		got = append(got, buf[:n]...)
+		if err != nil && !bytes.Contains(got, []byte(text)) {
+			t.Fatalf("got %q and then %v, want %q", got, err, text)
+		}
+	}
+	return string(got)
+}
+
+// streamReceive returns what ch has within ten seconds.
+func streamReceive[T any](t *testing.T, ch <-chan T, what string) (v T) {
+	t.Helper()
+	select {
+	case v = <-ch:
+	case <-time.After(10 * time.Second):
+		t.Errorf("%s: nothing came", what)
+	}
+	return v
+}
+
+// streamMeter counts what is written through it.
+type streamMeter struct {
+	http.ResponseWriter
+	mu      *sync.Mutex
+	writes  *[]int // the sizes
+	flushes *[]int // how much had been written before
+}
+
+// streamMetered returns a middleware that counts, and the counts so far.
+func streamMetered() (conduit.Middleware, func() (writes, flushes []int)) {
+	var mu sync.Mutex
+	var writes, flushes []int
+	return func(next http.Handler) http.Handler {
+			return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				next.ServeHTTP(&streamMeter{w, &mu, &writes, &flushes}, r)
+			})
+		}, func() ([]int, []int) {
+			mu.Lock()
+			defer mu.Unlock()
+			return slices.Clone(writes), slices.Clone(flushes)
+		}
+}
+
+func (m *streamMeter) Unwrap() http.ResponseWriter { return m.ResponseWriter }
+
+func (m *streamMeter) Write(p []byte) (int, error) {
+	m.mu.Lock()
+	*m.writes = append(*m.writes, len(p))
+	m.mu.Unlock()
+	return m.ResponseWriter.Write(p)
+}
+
+func (m *streamMeter) FlushError() error {
+	m.mu.Lock()
+	total := 0
+	for _, n := range *m.writes {
+		total += n
+	}
+	*m.flushes = append(*m.flushes, total)
+	m.mu.Unlock()
+	return http.NewResponseController(m.ResponseWriter).Flush()
+}
+
+// streamSeq is an iterator over items that then fails with err, if that is
+// not nil.
+func streamSeq[T any](err error, items ...T) iter.Seq2[T, error] {
+	return func(yield func(T, error) bool) {
+		for _, item := range items {
+			if !yield(item, nil) {
+				return
+			}
+		}
+		if err != nil {
+			var zero T
+			yield(zero, err)
+		}
+	}
+}
+
+// streamStuck is a value that json cannot encode.
+var streamStuck = make(chan int)
+
+func TestStreamHeaders(t *testing.T) {
+	eachStream(t, func(t *testing.T, p protocol, kind streamKind) {
+		for _, own := range []string{"", "application/vnd.conduit+x; a=b"} {
+			url := streamServe(t, p, conduit.Config{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if own != "" {
+					w.Header().Set("Content-Type", own)
+				}
+				s, err := kind.open(w, r)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if err := errors.Join(s.send("one"), s.send("two"), s.end()); err != nil {
+					t.Error(err)
+				}
+			})})
+			got := get(t, p.client(t), url)
+			want := kind.contentType
+			if own != "" {
+				want = own
+			}
+			if ct := got.header["Content-Type"]; got.status != 200 || len(ct) != 1 || ct[0] != want {
+				t.Errorf("got %d, Content-Type %q, want 200 and %q", got.status, ct, want)
+			}
+			if h := got.header; h.Get("X-Accel-Buffering") != "no" || h.Get("X-Content-Type-Options") != "nosniff" || h.Get("Connection") != "" {
+				t.Errorf("header %v, want no buffering, no sniffing and no Connection", h)
+			}
+			if cc := got.header.Get("Cache-Control"); kind.name == "SSE" && cc != "no-cache, no-transform" {
+				t.Errorf("Cache-Control %q, want no-cache, no-transform", cc)
+			}
+			if text, err := kind.text(got.body); text != "onetwo" || err != nil {
+				t.Errorf("body %q is %q, %v, want one and two", got.body, text, err)
+			}
+		}
+	})
+}
+
+// Whoever reads has what was written before anything else is: bytes and events
+// at once, JSON soon.
+func TestStreamWritesAreDelivered(t *testing.T) {
+	eachStream(t, func(t *testing.T, p protocol, kind streamKind) {
+		for _, chain := range streamChains {
+			t.Run(chain.name, func(t *testing.T) {
+				next := make(chan string)
+				url := streamServe(t, p, conduit.Config{Handler: chain.mw(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					s, err := kind.open(w, r)
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					for text := range next {
+						if err := s.send(text); err != nil {
+							t.Error(err)
+						}
+					}
+					if err := s.end(); err != nil {
+						t.Error(err)
+					}
+				}))})
+				ended := make(chan bool)
+				go func() { // NewSSEStream alone sends its header before
+					defer close(ended)
+					next <- "first"
+				}()
+				res, _ := streamOpen(t, p.client(t), url)
+				<-ended
+				body := streamUntil(t, res.Body, "first")
+				for _, text := range []string{"second", "third"} {
+					next <- text
+					body += streamUntil(t, res.Body, text)
+				}
+				close(next)
+				rest, err := io.ReadAll(res.Body)
+				body += string(rest)
+				if text, textErr := kind.text(body); err != nil || textErr != nil || text != "firstsecondthird" {
+					t.Errorf("body %q is %q, %v, %v; want first, second, third", body, text, textErr, err)
+				}
+			})
+		}
+	})
+}
+
+// A copy gets what its source has so far, however long that waits for more.
+func TestStreamReadFromDelivers(t *testing.T) {
+	eachProtocol(t, func(t *testing.T, p protocol) {
+		source, feed := io.Pipe()
+		copied := make(chan error, 1)
+		url := streamServe(t, p, conduit.Config{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			s, err := conduit.NewBinaryStream(w, r)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			n, err := io.Copy(s, source)
+			if want := int64(len("firstsecond")); n != want {
+				t.Errorf("copied %d bytes, want %d", n, want)
+			}
+			copied <- err
+		})})
+		go feed.Write([]byte("first"))
+		res, _ := streamOpen(t, p.client(t), url)
+		streamUntil(t, res.Body, "first")
+		feed.Write([]byte("second"))
+		streamUntil(t, res.Body, "second")
+		broken := errors.New("broken source")
+		feed.CloseWithError(broken)
+		if err := <-copied; !errors.Is(err, broken) {
+			t.Errorf("ReadFrom = %v, want %v", err, broken)
+		}
+	})
+}
+
+// The server's WriteTimeout, a Timeout and the deadline of an earlier write
+// pass while a stream is quiet, and afterwards it goes on.
+func TestStreamsOutliveTheirTimeouts(t *testing.T) {
+	eachStream(t, func(t *testing.T, p protocol, kind streamKind) {
+		for _, limit := range append(timeouts, noTimeout) {
+			t.Run(limit.name, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					h := conduit.Chain(conduit.Logging(), limit.new(10*time.Second), foreign)(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+						s, err := kind.open(w, r)
+						if err != nil {
+							t.Error(err)
+							return
+						}
+						for _, text := range []string{"one", "two", "three"} {
+							if err := s.send(text); err != nil {
+								t.Errorf("%s: %v", text, err)
+							}
+							time.Sleep(time.Minute)
+						}
+						select {
+						case <-s.done:
+							t.Error("Done is closed")
+						default:
+						}
+						if err := r.Context().Err(); err != nil {
+							t.Errorf("context: %v", err)
+						}
+						if err := s.end(); err != nil {
+							t.Error(err)
+						}
+					}))
+					_, client, url := streamBubble(t, p, conduit.Config{WriteTimeout: 5 * time.Second, Handler: h})
+					start := time.Now()
+					got := get(t, client, url)
+					if text, err := kind.text(got.body); text != "onetwothree" || err != nil {
+						t.Errorf("body %q is %q, %v, want one, two, three", got.body, text, err)
+					}
+					if took := time.Since(start); took < 3*time.Minute {
+						t.Errorf("ended after %v, want 3 minutes", took)
+					}
+				})
+			})
+		}
+	})
+}
+
+// A stream whose first byte comes late, but within its Timeout, has lost
+// nothing to the WriteTimeout.
+func TestStreamMayBeginAfterWriteTimeout(t *testing.T) {
+	eachStream(t, func(t *testing.T, p protocol, kind streamKind) {
+		synctest.Test(t, func(t *testing.T) {
+			_, client, url := streamBubble(t, p, conduit.Config{WriteTimeout: 5 * time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				s, err := kind.open(w, r)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				time.Sleep(time.Minute)
+				if err := errors.Join(s.send("late"), s.end()); err != nil {
+					t.Error(err)
+				}
+			})})
+			got := get(t, client, url)
+			if text, err := kind.text(got.body); got.status != 200 || text != "late" || err != nil {
+				t.Errorf("got %d %q, %q, %v, want late", got.status, got.body, text, err)
+			}
+		})
+	})
+}
+
+// Until its first byte a stream is as limited as any reply.
+func TestStreamAfterItsTimeoutWritesNothing(t *testing.T) {
+	eachStream(t, func(t *testing.T, p protocol, kind streamKind) {
+		for _, limit := range timeouts {
+			for _, when := range []string{"opened before", "opened after"} {
+				if kind.name == "SSE" && when == "opened before" {
+					continue // its header is its first byte
+				}
+				t.Run(limit.name+"/"+when, func(t *testing.T) {
+					synctest.Test(t, func(t *testing.T) {
+						errs := make(chan error, 1)
+						_, client, url := streamBubble(t, p, conduit.Config{Handler: limit.new(time.Second)(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+							// FastTimeout resets the HTTP/2 stream of a handler
+							// that stays a second longer.
+							if when == "opened after" {
+								time.Sleep(1500 * time.Millisecond)
+							}
+							s, err := kind.open(w, r)
+							if when == "opened before" {
+								time.Sleep(1500 * time.Millisecond)
+							}
+							if err == nil {
+								err = s.send("late")
+							}
+							if err == nil {
+								err = s.end()
+							}
+							errs <- err
+						}))})
+						got := get(t, client, url)
+						if got.status != 503 || got.body != "Service Unavailable\n" {
+							t.Errorf("got %d %q, want the Timeout's 503", got.status, got.body)
+						}
+						if err := <-errs; !errors.Is(err, conduit.ErrTimeout) {
+							t.Errorf("the stream says %v, want ErrTimeout", err)
+						}
+					})
+				})
+			}
+		}
+	})
+}
+
+// A client that takes nothing is let go 15 seconds after it stopped.
+func TestStreamLetsGoOfAClientThatStops(t *testing.T) {
+	text := strings.Repeat("0123456789abcdef", 2<<10) // 32 KiB
+	eachStream(t, func(t *testing.T, p protocol, kind streamKind) {
+		synctest.Test(t, func(t *testing.T) {
+			ended := make(chan string, 1)
+			var logs logBuffer
+			_, client, url := streamBubble(t, p, conduit.Config{Logger: logs.logger(), WriteTimeout: -1, Handler: conduit.Logging()(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				s, err := kind.open(w, r)
+				if err != nil {
+					ended <- err.Error()
+					return
+				}
+				for range 10000 {
+					start := time.Now()
+					if err := s.send(text); err != nil {
+						took := time.Since(start)
+						if again := s.send(text); again == nil || again.Error() != err.Error() || time.Since(start) != took {
+							t.Errorf("the next write = %v after %v, want %v at once", again, time.Since(start)-took, err)
+						}
+						ended <- took.String()
+						return
+					}
+				}
+				ended <- "never"
+			}))})
+			res, _ := streamOpen(t, client, url)
+			io.ReadFull(res.Body, make([]byte, 10))
+			if got := <-ended; got != "15s" {
+				t.Errorf("the write ended after %s, want 15s", got)
+			}
+			synctest.Wait()
+			if lines := logs.find("request"); len(lines) != 1 || lines[0]["aborted"] != true {
+				t.Errorf("logged %v, want one reply, aborted", lines)
+			}
+		})
+	})
+}
+
+// The deadline moves along within a write: it takes 40 seconds, and no 64 KiB
+// of it 15.
+func TestStreamOneLargeWriteToASlowClient(t *testing.T) {
+	text := strings.Repeat("0123456789abcdef", 32<<10) // 512 KiB
+	for _, copied := range []bool{false, true} {
+		t.Run(fmt.Sprint("copied=", copied), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				_, client, url := streamBubble(t, http1Protocol, conduit.Config{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					s, err := conduit.NewTextStream(w, r)
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					var n int64
+					if copied {
+						n, err = s.ReadFrom(strings.NewReader(text))
+					} else {
+						var m int
+						m, err = io.WriteString(s, text)
+						n = int64(m)
+					}
+					if n != int64(len(text)) || err != nil {
+						t.Errorf("wrote %d of %d bytes, %v", n, len(text), err)
+					}
+				})})
+				res, _ := streamOpen(t, client, url)
+				start := time.Now()
+				var got bytes.Buffer
+				for {
+					n, err := io.CopyN(&got, res.Body, 64<<10)
+					if err == io.EOF && n == 0 || err != nil && err != io.EOF {
+						break
+					}
+					time.Sleep(5 * time.Second)
+				}
+				if took := time.Since(start); got.String() != text || took < 30*time.Second {
+					t.Errorf("%d of %d bytes in %v", got.Len(), len(text), took)
+				}
+			})
+		})
+	}
+}
+
+// A deadline that is left behind would end the next reply, or this one's last
+// chunk.
+func TestStreamLeavesNoDeadlineBehind(t *testing.T) {
+	for _, kind := range streamKinds {
+		t.Run(kind.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				mux := http.NewServeMux()
+				mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+					s, err := kind.open(w, r)
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					if err := errors.Join(s.send("text"), s.end()); err != nil {
+						t.Error(err)
+					}
+					time.Sleep(time.Minute)
+				})
+				mux.HandleFunc("/late", func(w http.ResponseWriter, r *http.Request) {
+					time.Sleep(time.Minute)
+					io.WriteString(w, "late")
+				})
+				_, client, url := streamBubble(t, http1Protocol, conduit.Config{WriteTimeout: -1, IdleTimeout: -1, Handler: mux})
+				got := get(t, client, url)
+				if text, err := kind.text(got.body); text != "text" || err != nil {
+					t.Errorf("body %q, %v", got.body, err)
+				}
+				if got := get(t, client, url+"late"); got.body != "late" {
+					t.Errorf("then %q, want late", got.body)
+				}
+			})
+		})
+	}
+}
+
+func TestStreamNoticesThatTheClientIsGone(t *testing.T) {
+	eachStream(t, func(t *testing.T, p protocol, kind streamKind) {
+		for _, method := range []string{"GET", "POST"} {
+			t.Run(method, func(t *testing.T) {
+				gone := make(chan error, 1)
+				url := streamServe(t, p, conduit.Config{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					s, err := kind.open(w, r)
+					if err != nil {
+						gone <- nil
+						t.Error(err)
+						return
+					}
+					if err := s.send("text"); err != nil {
+						t.Error(err)
+					}
+					streamReceive(t, s.done, "Done")
+					for err == nil { // the first may fit into a buffer
+						err = s.send(strings.Repeat("x", 32<<10))
+					}
+					gone <- err
+				})})
+				ctx, cancel := context.WithCancel(context.Background())
+				defer cancel()
+				req, _ := http.NewRequestWithContext(ctx, method, url, strings.NewReader("a small body that the handler does not read"))
+				res, err := p.client(t).Do(req)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer res.Body.Close()
+				streamUntil(t, res.Body, "text")
+				cancel()
+				if err := streamReceive(t, gone, "the handler"); err == nil {
+					t.Error("writes go on after the client")
+				}
+			})
+		}
+	})
+}
+
+// A drain is told, and cuts nothing.
+func TestStreamDoneClosesAtADrain(t *testing.T) {
+	eachStream(t, func(t *testing.T, p protocol, kind streamKind) {
+		started := make(chan struct{})
+		srv, url := streamServer(t, p, conduit.Config{Handler: conduit.Timeout(time.Minute)(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			s, err := kind.open(w, r)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			if err := s.send("before "); err != nil {
+				t.Error(err)
+			}
+			select {
+			case <-s.done:
+				t.Error("Done is closed before the drain")
+			default:
+			}
+			close(started)
+			streamReceive(t, s.done, "Done")
+			if err := errors.Join(s.send("after"), s.end()); err != nil {
+				t.Error(err)
+			}
+		}))})
+		go func() {
+			<-started
+			srv.Drain()
+		}()
+		got := get(t, p.client(t), url)
+		if text, err := kind.text(got.body); text != "before after" || err != nil {
+			t.Errorf("body %q is %q, %v; want it whole", got.body, text, err)
+		}
+	})
+}
+
+func TestStreamHEAD(t *testing.T) {
+	eachStream(t, func(t *testing.T, p protocol, kind streamKind) {
+		for _, chain := range streamChains {
+			t.Run(chain.name, func(t *testing.T) {
+				url := streamServe(t, p, conduit.Config{Handler: chain.mw(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					s, err := kind.open(w, r)
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					streamReceive(t, s.done, "Done")
+					if err := s.send("text"); (kind.name != "JSON" && kind.name != "NDJSON") && !errors.Is(err, http.ErrBodyNotAllowed) {
+						t.Errorf("a write to HEAD = %v, want ErrBodyNotAllowed", err)
+					}
+					s.end()
+				}))})
+				req, _ := http.NewRequest("HEAD", url, nil)
+				got := do(t, p.client(t), req)
+				if got.status != 200 || got.body != "" || got.header.Get("Content-Type") != kind.contentType {
+					t.Errorf("got %d %q, %v; want the header of GET", got.status, got.body, got.header)
+				}
+			})
+		}
+	})
+}
+
+// What would be pulled from its source for GET is left there for HEAD.
+func TestStreamHEADTakesNothingFromItsSource(t *testing.T) {
+	events := make(chan *conduit.SSEEvent, 1)
+	events <- &conduit.SSEEvent{Data: "secret"}
+	items := make(chan any, 1)
+	items <- "secret"
+	pulled := func(yield func(string, error) bool) { t.Error("the iterator was called"); yield("secret", nil) }
+	handlers := map[string]http.Handler{
+		"Serve": http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			s, err := conduit.NewSSEStream(w, r)
+			if err == nil {
+				err = s.Serve(events)
+			}
+			if err != nil {
+				t.Error(err)
+			}
+		}),
+		"SSEHandler": conduit.SSEHandler(func(s *conduit.SSEStream, r *http.Request) error { t.Error("serve was called"); return nil }),
+		"WriteJSONArray": http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			s, err := conduit.NewJSONStream(w, r)
+			if err == nil {
+				err = s.WriteJSONArray(items)
+			}
+			if err != nil {
+				t.Error(err)
+			}
+		}),
+		"StreamJSON": http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if err := conduit.StreamJSON(w, r, pulled); err != nil {
+				t.Error(err)
+			}
+		}),
+		"StreamNDJSON": http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if err := conduit.StreamNDJSON(w, r, pulled); err != nil {
+				t.Error(err)
+			}
+		}),
+		"JSONHandler": conduit.JSONHandler(func(*http.Request) iter.Seq2[string, error] { return pulled }),
+		"SSEBroker":   conduit.NewSSEBroker(nil),
+	}
+	eachProtocol(t, func(t *testing.T, p protocol) {
+		for name, h := range handlers {
+			url := streamServe(t, p, conduit.Config{Handler: h})
+			req, _ := http.NewRequest("HEAD", url, nil)
+			if got := do(t, p.client(t), req); got.status != 200 || got.body != "" || got.header.Get("Content-Type") == "" {
+				t.Errorf("%s: got %d %q, %v", name, got.status, got.body, got.header)
+			}
+		}
+	})
+	if len(events) != 1 || len(items) != 1 {
+		t.Errorf("%d events and %d items are left, want 1 of each", len(events), len(items))
+	}
+}
+
+// streamNoFlush is a writer that cannot flush.
+type streamNoFlush struct{ unwrapped http.ResponseWriter }
+
+func (w streamNoFlush) Header() http.Header         { return w.unwrapped.Header() }
+func (w streamNoFlush) Write(p []byte) (int, error) { return w.unwrapped.Write(p) }
+func (w streamNoFlush) WriteHeader(status int)      { w.unwrapped.WriteHeader(status) }
+
+func TestStreamNeedsAFlusher(t *testing.T) {
+	unflushed := func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { next.ServeHTTP(streamNoFlush{w}, r) })
+	}
+	refuse := func(open func(w http.ResponseWriter, r *http.Request) error) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			err := open(w, r)
+			if !errors.Is(err, http.ErrNotSupported) {
+				t.Errorf("%s: got %v, want ErrNotSupported", r.URL.Path, err)
+			}
+			if len(w.Header()) != 0 {
+				t.Errorf("%s: the header is %v, want nothing", r.URL.Path, w.Header())
+			}
+			http.Error(w, "no streams here", http.StatusInternalServerError)
+		})
+	}
+	mux := http.NewServeMux()
+	for _, kind := range streamKinds {
+		mux.Handle("/"+kind.name, refuse(func(w http.ResponseWriter, r *http.Request) error {
+			_, err := kind.open(w, r)
+			return err
+		}))
+	}
+	mux.Handle("/StreamJSON", refuse(func(w http.ResponseWriter, r *http.Request) error {
+		return conduit.StreamJSON(w, r, streamSeq(nil, 1))
+	}))
+	mux.Handle("/StreamNDJSON", refuse(func(w http.ResponseWriter, r *http.Request) error {
+		return conduit.StreamNDJSON(w, r, streamSeq(nil, 1))
+	}))
+	mux.Handle("/JSONHandler", conduit.JSONHandler(func(*http.Request) iter.Seq2[int, error] { return streamSeq(nil, 1) }))
+	mux.Handle("/SSEHandler", conduit.SSEHandler(func(*conduit.SSEStream, *http.Request) error { t.Error("serve was called"); return nil }))
+	mux.Handle("/SSEBroker", conduit.NewSSEBroker(nil))
+	srv := httptest.NewServer(unflushed(conduit.Timeout(time.Minute)(foreign(mux))))
+	defer srv.Close()
+	for _, path := range []string{"text", "binary", "JSON", "NDJSON", "SSE", "StreamJSON", "StreamNDJSON", "JSONHandler", "SSEHandler", "SSEBroker"} {
+		got := get(t, srv.Client(), srv.URL+"/"+path)
+		if got.status != 500 || !strings.HasPrefix(got.header.Get("Content-Type"), "text/plain") || got.header.Get("X-Accel-Buffering") != "" {
+			t.Errorf("%s: got %d %q, %v; want 500", path, got.status, got.body, got.header)
+		}
+	}
+}
+
+// Nothing of conduit's but the stream, and wrappers that know of nothing.
+func TestStreamBehindStockServerAndForeignWrappers(t *testing.T) {
+	for _, kind := range streamKinds {
+		t.Run(kind.name, func(t *testing.T) {
+			seen := make(chan struct{})
+			srv := httptest.NewServer(foreign(foreign(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				s, err := kind.open(w, r)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if err := s.send("one"); err != nil {
+					t.Error(err)
+				}
+				<-seen
+				if err := errors.Join(s.send("two"), s.end()); err != nil {
+					t.Error(err)
+				}
+			}))))
+			defer srv.Close()
+			res, _ := streamOpen(t, srv.Client(), srv.URL)
+			body := streamUntil(t, res.Body, "one")
+			close(seen)
+			rest, err := io.ReadAll(res.Body)
+			body += string(rest)
+			if text, textErr := kind.text(body); text != "onetwo" || err != nil || textErr != nil {
+				t.Errorf("body %q, %v, %v", body, err, textErr)
+			}
+		})
+	}
+}
+
+// The recorder flushes and has no deadlines.
+func TestStreamOnAResponseRecorder(t *testing.T) {
+	for _, kind := range streamKinds {
+		rec := httptest.NewRecorder()
+		s, err := kind.open(rec, httptest.NewRequest("GET", "/", nil))
+		if err != nil {
+			t.Errorf("%s: %v", kind.name, err)
+			continue
+		}
+		if err := errors.Join(s.send("one"), s.send("two"), s.end()); err != nil {
+			t.Errorf("%s: %v", kind.name, err)
+		}
+		text, err := kind.text(rec.Body.String())
+		if rec.Code != 200 || text != "onetwo" || err != nil || kind.promptly && !rec.Flushed {
+			t.Errorf("%s: %d %q, %v, flushed %t", kind.name, rec.Code, rec.Body, err, rec.Flushed)
+		}
+	}
+}
+
+// A goroutine that is left behind writes into nobody's reply.
+func TestStreamWritesNothingAfterItsHandler(t *testing.T) {
+	eachStream(t, func(t *testing.T, p protocol, kind streamKind) {
+		opened := make(chan *streamWriter, 1)
+		mux := http.NewServeMux()
+		mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+			s, err := kind.open(w, r)
+			if err != nil {
+				t.Error(err)
+			}
+			opened <- s
+			if kind.promptly {
+				s.send("in time")
+			}
+		})
+		mux.HandleFunc("/next", func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "next") })
+		url := streamServe(t, p, conduit.Config{Handler: mux})
+		client := p.client(t)
+		res, _ := streamOpen(t, client, url)
+		first, _ := io.ReadAll(res.Body)
+		s := <-opened
+		var err error
+		for range 20 { // net/http may end the request after the client has its reply
+			if err = s.send(strings.Repeat("late", 10<<10)); err == nil {
+				err = s.end()
+			}
+			if err != nil {
+				break
+			}
+		}
+		if err == nil {
+			t.Error("a late write returned nil")
+		}
+		if got := get(t, client, url+"/next"); got.body != "next" || bytes.Contains(first, []byte("late")) {
+			t.Errorf("got %q, and next %q", first, got.body)
+		}
+	})
+}
+
+// A JSON stream that its handler has neither closed nor aborted is not heard
+// of again, though a flush was due.
+func TestStreamForgottenByItsHandler(t *testing.T) {
+	for _, kind := range streamKinds {
+		t.Run(kind.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				l := newPipeListener()
+				mux := http.NewServeMux()
+				mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+					if s, err := kind.open(w, r); err != nil || s.send("forgotten") != nil {
+						t.Error("open or send failed", err)
+					}
+				})
+				mux.HandleFunc("/next", func(w http.ResponseWriter, r *http.Request) {
+					time.Sleep(time.Second)
+					io.WriteString(w, "next")
+				})
+				srv := &http.Server{Handler: mux} // which keeps nothing off its writer
+				go srv.Serve(l)
+				t.Cleanup(func() { srv.Close() })
+				client := l.client(t)
+				res, _ := streamOpen(t, client, "http://conduit.test/")
+				io.Copy(io.Discard, res.Body)
+				time.Sleep(time.Second)
+				if got := get(t, client, "http://conduit.test/next"); got.status != 200 || got.body != "next" {
+					t.Errorf("next: got %d %q", got.status, got.body)
+				}
+			})
+		})
+	}
+}
+
+// JSON streams
+
+// streamPoint encodes itself through a pointer receiver.
+type streamPoint struct{ x, y int }
+
+func (p *streamPoint) MarshalJSON() ([]byte, error) {
+	return fmt.Appendf(nil, "[%d,\n%d]", p.x, p.y), nil
+}
+
+func TestJSONDocuments(t *testing.T) {
+	written := func(open func(http.ResponseWriter, *http.Request) (*conduit.JSONStream, error), values ...any) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) {
+			s, err := open(w, r)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer s.Abort() // which is nothing after Close
+			for _, v := range values {
+				if err := s.Write(v); err != nil {
+					t.Errorf("%v: %v", v, err)
+				}
+			}
+			if err := s.Close(); err != nil {
+				t.Error(err)
+			}
+			s.Abort()
+			s.Close()
+			if err := s.Write("late"); err == nil {
+				t.Error("a write after Close returned nil")
+			}
+		}
+	}
+	pulled := func(open func(http.ResponseWriter, *http.Request) (*conduit.JSONStream, error), values ...any) http.HandlerFunc {
+		items := make(chan any, len(values))
+		for _, v := range values {
+			items <- v
+		}
+		close(items)
+		return func(w http.ResponseWriter, r *http.Request) {
+			s, err := open(w, r)
+			if err == nil {
+				err = s.WriteJSONArray(items)
+			}
+			if err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	points := []streamPoint{{1, 2}, {3, 4}}
+	mixed := []any{1, "a\n<b>", nil, map[string]any{"b": []int{1}, "a": true}, json.RawMessage("{\n\t\"raw\":\n1}"), &streamPoint{5, 6}}
+	tests := []struct {
+		name string
+		h    http.Handler
+		want string
+	}{
+		{"nothing", written(conduit.NewJSONStream), `[]`},
+		{"one", written(conduit.NewJSONStream, 1), `[1]`},
+		{"three", written(conduit.NewJSONStream, 1, 2, 3), `[1,2,3]`},
+		{"mixed", written(conduit.NewJSONStream, mixed...), `[1,"a\n\u003cb\u003e",null,{"a":true,"b":[1]},{"raw":1},[5,6]]`},
+		{"NDJSON nothing", written(conduit.NewNDJSONStream), ""},
+		{"NDJSON mixed", written(conduit.NewNDJSONStream, mixed...), "1\n\"a\\n\\u003cb\\u003e\"\nnull\n{\"a\":true,\"b\":[1]}\n{\"raw\":1}\n[5,6]\n"},
+		{"channel closed", pulled(conduit.NewJSONStream), `[]`},
+		{"channel", pulled(conduit.NewJSONStream, 1, nil, 3), `[1,null,3]`},
+		{"NDJSON channel", pulled(conduit.NewNDJSONStream, 1, nil, 3), "1\nnull\n3\n"},
+		{"iterator of nothing", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if err := conduit.StreamJSON(w, r, streamSeq[int](nil)); err != nil {
+				t.Error(err)
+			}
+		}), `[]`},
+		{"iterator", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if err := conduit.StreamJSON(w, r, streamSeq(nil, points...)); err != nil {
+				t.Error(err)
+			}
+		}), `[[1,2],[3,4]]`},
+		{"NDJSON iterator", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if err := conduit.StreamNDJSON(w, r, streamSeq(nil, points...)); err != nil {
+				t.Error(err)
+			}
+		}), "[1,2]\n[3,4]\n"},
+		{"JSONHandler", conduit.JSONHandler(func(*http.Request) iter.Seq2[streamPoint, error] { return streamSeq(nil, points...) }), `[[1,2],[3,4]]`},
+		{"Receive", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			ch := make(chan int, 2)
+			ch <- 1
+			ch <- 2
+			close(ch)
+			if err := conduit.StreamJSON(w, r, conduit.Receive(r.Context(), ch)); err != nil {
+				t.Error(err)
+			}
+		}), `[1,2]`},
+	}
+	for _, p := range []protocol{http1Protocol, h2cProtocol} {
+		for _, test := range tests {
+			t.Run(p.name+"/"+test.name, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) { // in which no time passes
+					if strings.Contains(test.name, "channel") && p.name != http1Protocol.name {
+						return // it has been emptied
+					}
+					_, client, url := streamBubble(t, p, conduit.Config{Handler: test.h})
+					res, _ := streamOpen(t, client, url)
+					body, err := io.ReadAll(res.Body)
+					synctest.Wait() // or the server would find its end of the pipe closed
+					if res.StatusCode != 200 || string(body) != test.want || err != nil {
+						t.Errorf("got %d %q, %v, want %q", res.StatusCode, body, err, test.want)
+					}
+					if res.ContentLength != int64(len(body)) {
+						t.Errorf("Content-Length %d, want %d", res.ContentLength, len(body))
+					}
+				})
+			})
+		}
+	}
+}
+
+// What a large document goes out in is pieces of 16 KB, with no flush for each
+// element.
+func TestJSONBusySourcesPayNoFlushPerItem(t *testing.T) {
+	const n = 2000
+	item := strings.Repeat("x", 98)
+	sources := map[string]func(w http.ResponseWriter, r *http.Request) error{
+		"Write": func(w http.ResponseWriter, r *http.Request) error {
+			s, err := conduit.NewJSONStream(w, r)
+			for range n {
+				if err == nil {
+					err = s.Write(item)
+				}
+			}
+			if err == nil {
+				err = s.Close()
+			}
+			return err
+		},
+		"WriteJSONArray": func(w http.ResponseWriter, r *http.Request) error {
+			items := make(chan any, 16)
+			go func() {
+				defer close(items)
+				for range n {
+					items <- item
+				}
+			}()
+			s, err := conduit.NewJSONStream(w, r)
+			if err == nil {
+				err = s.WriteJSONArray(items)
+			}
+			return err
+		},
+		"StreamJSON": func(w http.ResponseWriter, r *http.Request) error {
+			return conduit.StreamJSON(w, r, func(yield func(string, error) bool) {
+				for range n {
+					if !yield(item, nil) {
+						return
+					}
+				}
+			})
+		},
+	}
+	for name, source := range sources {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				metered, counts := streamMetered()
+				_, client, url := streamBubble(t, http1Protocol, conduit.Config{Handler: metered(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					if err := source(w, r); err != nil {
+						t.Error(err)
+					}
+				}))})
+				got := get(t, client, url)
+				var items []string
+				if err := json.Unmarshal([]byte(got.body), &items); err != nil || len(items) != n {
+					t.Errorf("%d items, %v, want %d", len(items), err, n)
+				}
+				writes, flushes := counts()
+				if size := len(got.body); len(writes) > size>>14+5 || len(flushes) > size>>14+5 {
+					t.Errorf("%d writes and %d flushes for %d items of %d bytes, want one for 16 KB", len(writes), len(flushes), n, size)
+				}
+				if biggest := slices.Max(writes); biggest > 32<<10 {
+					t.Errorf("a write of %d bytes, want about 16 KB", biggest)
+				}
+			})
+		})
+	}
+}
+
+// streamStamp says when it was made.
+func streamStamp(start time.Time) string { return fmt.Sprint(time.Since(start).Microseconds(), "!") }
+
+// streamSources make a JSON array of stamps, each after a pause.
+var streamSources = []struct {
+	name string
+	late time.Duration // how much later than made an item may come
+	make func(w http.ResponseWriter, r *http.Request, start time.Time, pauses []time.Duration) error
+}{
+	{"Write", 20 * time.Millisecond, func(w http.ResponseWriter, r *http.Request, start time.Time, pauses []time.Duration) error {
+		s, err := conduit.NewJSONStream(w, r)
+		if err != nil {
+			return err
+		}
+		for _, pause := range pauses {
+			time.Sleep(pause)
+			if err := s.Write(streamStamp(start)); err != nil {
+				return err
+			}
+		}
+		time.Sleep(time.Second)
+		return s.Close()
+	}},
+	{"WriteJSONArray", 20 * time.Millisecond, func(w http.ResponseWriter, r *http.Request, start time.Time, pauses []time.Duration) error {
+		items := make(chan any)
+		go func() {
+			defer close(items)
+			for _, pause := range pauses {
+				time.Sleep(pause)
+				items <- streamStamp(start)
+			}
+			time.Sleep(time.Second)
+		}()
+		s, err := conduit.NewJSONStream(w, r)
+		if err == nil {
+			err = s.WriteJSONArray(items)
+		}
+		return err
+	}},
+	{"StreamJSON", 20 * time.Millisecond, func(w http.ResponseWriter, r *http.Request, start time.Time, pauses []time.Duration) error {
+		return conduit.StreamJSON(w, r, func(yield func(string, error) bool) {
+			for _, pause := range pauses {
+				time.Sleep(pause)
+				if !yield(streamStamp(start), nil) {
+					return
+				}
+			}
+			time.Sleep(time.Second) // the last one must not wait for it
+		})
+	}},
+	{"Receive", 20 * time.Millisecond, func(w http.ResponseWriter, r *http.Request, start time.Time, pauses []time.Duration) error {
+		items := make(chan string)
+		go func() {
+			defer close(items)
+			for _, pause := range pauses {
+				time.Sleep(pause)
+				items <- streamStamp(start)
+			}
+			time.Sleep(time.Second)
+		}()
+		return conduit.StreamJSON(w, r, conduit.Receive(r.Context(), items))
+	}},
+}
+
+func streamRepeat(pause time.Duration, n int) []time.Duration {
+	return slices.Repeat([]time.Duration{pause}, n)
+}
+
+// An item waits for nobody longer than 20 ms, the last one neither, and one
+// that comes to an idle stream about 1 ms; yet a busy source has its items sent
+// together.
+func TestJSONItemsAreDeliveredInTime(t *testing.T) {
+	for _, source := range streamSources {
+		for _, test := range []struct {
+			name    string
+			pauses  []time.Duration
+			flushes int // at most
+			late    time.Duration
+		}{
+			{"idle", streamRepeat(time.Second, 20), 25, 2 * time.Millisecond},
+			{"slow", streamRepeat(50*time.Millisecond, 20), 25, 20 * time.Millisecond},
+			{"steady", streamRepeat(5*time.Millisecond, 200), 205, 20 * time.Millisecond},
+			{"busy", streamRepeat(100*time.Microsecond, 5000), 550, 20 * time.Millisecond},
+			{"bursts", slices.Repeat(append(streamRepeat(0, 49), 100*time.Millisecond), 10), 40, 20 * time.Millisecond},
+		} {
+			t.Run(source.name+"/"+test.name, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					start := time.Now()
+					metered, counts := streamMetered()
+					_, client, url := streamBubble(t, http1Protocol, conduit.Config{Handler: metered(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+						if err := source.make(w, r, start, test.pauses); err != nil {
+							t.Error(err)
+						}
+					}))})
+					res, _ := streamOpen(t, client, url)
+					var n int
+					var worst time.Duration
+					for in := bufio.NewReader(res.Body); ; n++ {
+						// An item is the microseconds and an exclamation mark.
+						text, err := in.ReadString('!')
+						if err != nil {
+							break
+						}
+						micros, err := strconv.Atoi(strings.Trim(text, `[",!`))
+						if err != nil {
+							t.Fatal(err)
+						}
+						worst = max(worst, time.Since(start)-time.Duration(micros)*time.Microsecond)
+					}
+					_, flushes := counts()
+					if n != len(test.pauses) || worst > min(source.late, test.late) {
+						t.Errorf("%d items of %d, up to %v late, want %v", n, len(test.pauses), worst, min(source.late, test.late))
+					}
+					if len(flushes) > test.flushes {
+						t.Errorf("%d flushes for %d items, want at most %d", len(flushes), n, test.flushes)
+					}
+				})
+			})
+		}
+	}
+}
+
+// An element may fail when nothing is out yet: then the reply is the caller's.
+func TestJSONErrorBeforeTheFirstByteIsTheCallers(t *testing.T) {
+	secret := errors.New("secret")
+	jsonStream := func(use func(s *conduit.JSONStream) error) func(w http.ResponseWriter, r *http.Request) error {
+		return func(w http.ResponseWriter, r *http.Request) error {
+			s, err := conduit.NewJSONStream(w, r)
+			if err != nil {
+				return err
+			}
+			first := use(s)
+			// Whatever is tried afterwards, the error stays.
+			for _, again := range []error{s.Write("more"), s.Close(), s.Close()} {
+				if again == nil {
+					t.Errorf("a use after %v returned nil", first)
+				}
+			}
+			return first
+		}
+	}
+	tests := []struct {
+		name  string
+		serve func(w http.ResponseWriter, r *http.Request) error
+		want  error // nil: any
+	}{
+		{"iterator", func(w http.ResponseWriter, r *http.Request) error {
+			return conduit.StreamJSON(w, r, streamSeq[int](secret))
+		}, secret},
+		{"NDJSON iterator", func(w http.ResponseWriter, r *http.Request) error {
+			return conduit.StreamNDJSON(w, r, streamSeq[int](secret))
+		}, secret},
+		{"iterator, second element at once", func(w http.ResponseWriter, r *http.Request) error {
+			return conduit.StreamJSON(w, r, streamSeq(secret, "secret"))
+		}, secret},
+		{"unencodable from an iterator", func(w http.ResponseWriter, r *http.Request) error {
+			return conduit.StreamJSON(w, r, streamSeq(nil, streamStuck))
+		}, nil},
+		{"nil iterator", func(w http.ResponseWriter, r *http.Request) error { return conduit.StreamJSON[int](w, r, nil) }, nil},
+		{"nil NDJSON iterator", func(w http.ResponseWriter, r *http.Request) error { return conduit.StreamNDJSON[int](w, r, nil) }, nil},
+		{"unencodable", jsonStream(func(s *conduit.JSONStream) error { return s.Write(streamStuck) }), nil},
+		{"unencodable second", jsonStream(func(s *conduit.JSONStream) error {
+			return errors.Join(s.Write("secret"), s.Write(map[string]any{"a": "secret", "b": streamStuck}))
+		}), nil},
+		{"nil channel", jsonStream(func(s *conduit.JSONStream) error { return s.WriteJSONArray(nil) }), nil},
+		{"unencodable from a channel", jsonStream(func(s *conduit.JSONStream) error {
+			items := make(chan any, 2)
+			items <- streamStuck
+			items <- 1
+			return s.WriteJSONArray(items)
+		}), nil},
+	}
+	for _, p := range []protocol{http1Protocol, tlsProtocol, h2cProtocol} {
+		for _, chain := range streamChains {
+			for _, test := range tests {
+				t.Run(p.name+"/"+chain.name+"/"+test.name, func(t *testing.T) {
+					synctest.Test(t, func(t *testing.T) {
+						var logs logBuffer
+						h := conduit.Chain(conduit.Logging(), chain.mw)(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+							err := test.serve(w, r)
+							if err == nil || test.want != nil && !errors.Is(err, test.want) {
+								t.Errorf("got %v, want %v", err, test.want)
+							}
+							http.Error(w, "sorry", http.StatusInternalServerError)
+						}))
+						_, client, url := streamBubble(t, p, conduit.Config{Handler: h, Logger: logs.logger()})
+						got := get(t, client, url)
+						if ct := got.header.Get("Content-Type"); got.status != 500 || got.body != "sorry\n" || ct != "text/plain; charset=utf-8" {
+							t.Errorf("got %d %q of type %q, want the caller's 500", got.status, got.body, ct)
+						}
+						synctest.Wait()
+						if lines := logs.find("request"); len(lines) != 1 || lines[0]["status"] != 500.0 || lines[0]["aborted"] != nil {
+							t.Errorf("logged %v, want one 500", lines)
+						}
+					})
+				})
+			}
+		}
+	}
+}
+
+// A document that has begun to go out is cut, whatever its handler says then.
+func TestJSONErrorAfterTheFirstByteCutsTheReply(t *testing.T) {
+	secret := errors.New("secret")
+	seq := func(seen <-chan struct{}) iter.Seq2[string, error] {
+		return func(yield func(string, error) bool) {
+			if yield("one", nil) {
+				<-seen
+				yield("", secret)
+			}
+		}
+	}
+	tests := []struct {
+		name    string
+		message string // logged, if the handler does not do it
+		handler func(t *testing.T, seen <-chan struct{}) http.Handler
+	}{
+		{"StreamJSON", "", func(t *testing.T, seen <-chan struct{}) http.Handler {
+			return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				err := conduit.StreamJSON(w, r, seq(seen))
+				if !errors.Is(err, secret) {
+					t.Errorf("got %v, want %v", err, secret)
+				}
+				http.Error(w, err.Error(), http.StatusInternalServerError)
+			})
+		}},
+		{"StreamNDJSON", "", func(t *testing.T, seen <-chan struct{}) http.Handler {
+			return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				err := conduit.StreamNDJSON(w, r, seq(seen))
+				if !errors.Is(err, secret) {
+					t.Errorf("got %v, want %v", err, secret)
+				}
+				http.Error(w, err.Error(), http.StatusInternalServerError)
+			})
+		}},
+		{"JSONHandler", "secret", func(t *testing.T, seen <-chan struct{}) http.Handler {
+			return conduit.JSONHandler(func(*http.Request) iter.Seq2[string, error] { return seq(seen) })
+		}},
+		{"unencodable", "", func(t *testing.T, seen <-chan struct{}) http.Handler {
+			return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				s, err := conduit.NewJSONStream(w, r)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if err := s.Write("one"); err != nil {
+					t.Error(err)
+				}
+				<-seen
+				first := s.Write(streamStuck)
+				for _, err := range []error{first, s.Write("secret"), s.Close()} {
+					if err == nil {
+						t.Error("a write returned nil")
+					}
+				}
+				fmt.Fprint(w, "secret")
+				http.Error(w, "secret", http.StatusInternalServerError)
+			})
+		}},
+		{"Abort", "", func(t *testing.T, seen <-chan struct{}) http.Handler {
+			return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				s, err := conduit.NewNDJSONStream(w, r)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				defer s.Abort()
+				if err := s.Write("one"); err != nil {
+					t.Error(err)
+				}
+				<-seen
+			})
+		}},
+	}
+	eachProtocol(t, func(t *testing.T, p protocol) {
+		for _, chain := range streamChains {
+			for _, test := range tests {
+				t.Run(chain.name+"/"+test.name, func(t *testing.T) {
+					var logs logBuffer
+					seen := make(chan struct{})
+					url := streamServe(t, p, conduit.Config{Logger: logs.logger(), Handler: conduit.Chain(conduit.Logging(), chain.mw)(test.handler(t, seen))})
+					res, _ := streamOpen(t, p.client(t), url)
+					body := streamUntil(t, res.Body, `"one"`)
+					close(seen)
+					rest, err := io.ReadAll(res.Body)
+					if body += string(rest); err == nil || res.StatusCode != 200 {
+						t.Errorf("got %d %q as a whole reply, want it cut", res.StatusCode, body)
+					}
+					if strings.Contains(body, "secret") {
+						t.Errorf("the client got %q", body)
+					}
+					if line := logs.request(t); line["status"] != 200.0 || line["aborted"] != true {
+						t.Errorf("logged %v, want status 200, aborted", line)
+					}
+					if n := len(logs.find("panic")) + len(logs.find("net/http")); n != 0 || !strings.Contains(logs.String(), test.message) {
+						t.Errorf("%d panics and complaints, or no %q, in the log:\n%s", n, test.message, logs.String())
+					}
+				})
+			}
+		}
+	})
+}
+
+// An Abort of what is not out yet leaves the reply to the handler.
+func TestJSONAbortBeforeTheFirstByte(t *testing.T) {
+	eachProtocol(t, func(t *testing.T, p protocol) {
+		for _, chain := range streamChains {
+			for _, elements := range []int{0, 3} {
+				synctest.Test(t, func(t *testing.T) {
+					_, client, url := streamBubble(t, p, conduit.Config{Handler: chain.mw(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+						s, err := conduit.NewJSONStream(w, r)
+						if err != nil {
+							t.Error(err)
+							return
+						}
+						for i := range elements {
+							if err := s.Write(i); err != nil {
+								t.Error(err)
+							}
+						}
+						s.Abort()
+						s.Abort()
+						if s.Write("late") == nil || s.Close() == nil {
+							t.Error("a use after Abort returned nil")
+						}
+						http.Error(w, "sorry", http.StatusInternalServerError)
+					}))})
+					if got := get(t, client, url); got.status != 500 || got.body != "sorry\n" {
+						t.Errorf("%s, %d elements: got %d %q, want the handler's 500", chain.name, elements, got.status, got.body)
+					}
+				})
+			}
+		}
+	})
+}
+
+// streamPanics panics when it is encoded.
+type streamPanics struct{}
+
+func (streamPanics) MarshalJSON() ([]byte, error) { panic("secret") }
+
+// A panic is Recovery's: with a 500 if nothing is out, or the reply is cut.
+func TestJSONPanicsPassOn(t *testing.T) {
+	eachProtocol(t, func(t *testing.T, p protocol) {
+		for _, limit := range append(timeouts, noTimeout) {
+			for name, items := range map[string]func(late bool) iter.Seq2[any, error]{
+				"iterator": func(late bool) iter.Seq2[any, error] {
+					return func(yield func(any, error) bool) {
+						yield("first", nil)
+						if late {
+							time.Sleep(time.Second)
+						}
+						panic("secret")
+					}
+				},
+				"MarshalJSON": func(late bool) iter.Seq2[any, error] {
+					return func(yield func(any, error) bool) {
+						yield("first", nil)
+						if late {
+							time.Sleep(time.Second)
+						}
+						yield(streamPanics{}, nil)
+					}
+				},
+			} {
+				for _, late := range []bool{false, true} {
+					t.Run(fmt.Sprint(limit.name, "/", name, "/late=", late), func(t *testing.T) {
+						synctest.Test(t, func(t *testing.T) {
+							var logs logBuffer
+							h := conduit.Chain(conduit.Recovery(), limit.new(time.Minute))(conduit.JSONHandler(func(*http.Request) iter.Seq2[any, error] { return items(late) }))
+							_, client, url := streamBubble(t, p, conduit.Config{Handler: h, Logger: logs.logger()})
+							res, _ := streamOpen(t, client, url)
+							body, err := io.ReadAll(res.Body)
+							if !late && (res.StatusCode != 500 || err != nil || strings.Contains(string(body), "first")) {
+								t.Errorf("before the first byte: got %d %q, %v, want a 500", res.StatusCode, body, err)
+							}
+							if late && (res.StatusCode != 200 || err == nil || string(body) != `["first"`) {
+								t.Errorf("after the first byte: got %d %q, %v, want it cut", res.StatusCode, body, err)
+							}
+							synctest.Wait()
+							if n := len(logs.find("panic")); n != 1 {
+								t.Errorf("%d panics logged, want 1:\n%s", n, logs.String())
+							}
+						})
+					})
+				}
+			}
+		}
+	})
+}
+
+// A drain waits for documents, however long their sources go on.
+func TestJSONIsNotCutByADrain(t *testing.T) {
+	for _, source := range streamSources {
+		for _, p := range []protocol{http1Protocol, h2cProtocol} {
+			t.Run(source.name+"/"+p.name, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					start := time.Now()
+					srv, client, url := streamBubble(t, p, conduit.Config{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+						if err := source.make(w, r, start, streamRepeat(time.Second, 20)); err != nil {
+							t.Error(err)
+						}
+					})})
+					time.AfterFunc(5*time.Second, srv.Drain)
+					got := get(t, client, url)
+					var items []string
+					if err := json.Unmarshal([]byte(got.body), &items); err != nil || len(items) != 20 {
+						t.Errorf("got %q, %v, want 20 items", got.body, err)
+					}
+				})
+			})
+		}
+	}
+}
+
+func TestStreamHandlersRefuseNil(t *testing.T) {
+	for name, make := range map[string]func(){
+		"JSONHandler": func() { conduit.JSONHandler[int](nil) },
+		"SSEHandler":  func() { conduit.SSEHandler(nil) },
+	} {
+		func() {
+			defer func() {
+				if value := recover(); !strings.Contains(fmt.Sprint(value), name) {
+					t.Errorf("%s(nil) panicked with %v, want its name", name, value)
+				}
+			}()
+			make()
+		}()
+	}
+}
+
+// The text of an error is for the log.
+func TestJSONHandlerKeepsErrorsToItself(t *testing.T) {
+	eachProtocol(t, func(t *testing.T, p protocol) {
+		for _, chain := range streamChains {
+			for name, items := range map[string]iter.Seq2[any, error]{
+				"iterator":    streamSeq[any](errors.New("secret")),
+				"unencodable": streamSeq[any](nil, map[string]any{"secret": streamStuck}),
+				"nil":         nil,
+			} {
+				var logs logBuffer
+				h := conduit.Chain(conduit.Logging(), chain.mw)(conduit.JSONHandler(func(*http.Request) iter.Seq2[any, error] { return items }))
+				got := get(t, p.client(t), streamServe(t, p, conduit.Config{Handler: h, Logger: logs.logger()}))
+				if got.status != 500 || strings.Contains(got.body, "secret") || !strings.HasPrefix(got.header.Get("Content-Type"), "text/plain") {
+					t.Errorf("%s, %s: got %d %q of type %q, want a plain 500", chain.name, name, got.status, got.body, got.header.Get("Content-Type"))
+				}
+				logs.request(t)
+				if logged := logs.find("stream failed"); len(logged) != 1 || logged[0]["level"] != "ERROR" || name == "iterator" && !strings.Contains(logs.String(), "secret") {
+					t.Errorf("%s, %s: logged %s, want the error", chain.name, name, logs.String())
+				}
+			}
+		}
+	})
+}
+
+// When the client goes, so does everything that works for it.
+func TestJSONLeaksNoProducer(t *testing.T) {
+	for _, p := range []protocol{http1Protocol, tlsProtocol, h2cProtocol} {
+		for _, busy := range []bool{false, true} {
+			t.Run(fmt.Sprint(p.name, "/busy=", busy), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) { // which panics if a goroutine is left
+					cleaned := make(chan bool, 1)
+					ended := make(chan error, 1)
+					_, client, url := streamBubble(t, p, conduit.Config{Handler: conduit.JSONHandler(func(r *http.Request) iter.Seq2[string, error] {
+						return func(yield func(string, error) bool) {
+							defer func() { cleaned <- true }()
+							for {
+								if !yield(strings.Repeat("x", 1000), nil) {
+									ended <- nil
+									return
+								}
+								if !busy {
+									time.Sleep(time.Second)
+								}
+							}
+						}
+					})})
+					res, cancel := streamOpen(t, client, url)
+					io.ReadFull(res.Body, make([]byte, 500))
+					cancel()
+					<-ended
+					if !<-cleaned {
+						t.Error("the iterator was not cleaned up")
+					}
+				})
+			})
+			for name, serve := range map[string]func(w http.ResponseWriter, r *http.Request) error{
+				"WriteJSONArray": func(w http.ResponseWriter, r *http.Request) error {
+					s, err := conduit.NewJSONStream(w, r)
+					if err != nil {
+						return err
+					}
+					return s.WriteJSONArray(streamProducer[any](r, busy, func(i int) any { return strings.Repeat("x", 1000) }))
+				},
+				"Receive": func(w http.ResponseWriter, r *http.Request) error {
+					return conduit.StreamJSON(w, r, conduit.Receive(r.Context(), streamProducer(r, busy, func(i int) string { return strings.Repeat("x", 1000) })))
+				},
+				"Serve": func(w http.ResponseWriter, r *http.Request) error {
+					s, err := conduit.NewSSEStream(w, r)
+					if err != nil {
+						return err
+					}
+					return s.Serve(streamProducer(r, busy, func(i int) *conduit.SSEEvent { return &conduit.SSEEvent{Data: strings.Repeat("x", 1000)} }))
+				},
+			} {
+				t.Run(fmt.Sprint(p.name, "/", name, "/busy=", busy), func(t *testing.T) {
+					synctest.Test(t, func(t *testing.T) {
+						ended := make(chan error, 1)
+						_, client, url := streamBubble(t, p, conduit.Config{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { ended <- serve(w, r) })})
+						res, cancel := streamOpen(t, client, url)
+						io.ReadFull(res.Body, make([]byte, 500))
+						cancel()
+						if err := <-ended; err == nil {
+							t.Error("got nil after the client has gone, want an error")
+						}
+					})
+				})
+			}
+		}
+	}
+}
+
+// streamProducer sends until the request ends: after a few without a pause, if
+// not busy.
+func streamProducer[T any](r *http.Request, busy bool, item func(i int) T) <-chan T {
+	ch := make(chan T)
+	go func() {
+		for i := 0; ; i++ {
+			if !busy && i > 3 {
+				<-r.Context().Done()
+				return
+			}
+			select {
+			case ch <- item(i):
+			case <-r.Context().Done():
+				return
+			}
+		}
+	}()
+	return ch
+}
+
+func TestReceive(t *testing.T) {
+	ch := make(chan int, 3)
+	ch <- 1
+	ch <- 2
+	close(ch)
+	var got []int
+	for v, err := range conduit.Receive(t.Context(), ch) {
+		if err != nil {
+			t.Error(err)
+		}
+		got = append(got, v)
+	}
+	if !slices.Equal(got, []int{1, 2}) {
+		t.Errorf("got %v, want 1 and 2", got)
+	}
+
+	for name, ch := range map[string]chan int{"open": make(chan int), "nil": nil} {
+		cause := errors.New("cause")
+		ctx, cancel := context.WithCancelCause(t.Context())
+		cancel(cause)
+		var errs []error
+		for _, err := range conduit.Receive(ctx, ch) {
+			errs = append(errs, err)
+		}
+		if len(errs) != 1 || errs[0] == nil || ch != nil && !errors.Is(errs[0], cause) {
+			t.Errorf("%s channel, cancelled: got %v, want one error", name, errs)
+		}
+	}
+}
+
+// Server-sent events
+
+// sseReader reads an event stream to the letter of the HTML standard
+// (https://html.spec.whatwg.org/multipage/server-sent-events.html).
+type sseReader struct {
+	in       *bufio.Reader
+	begun    bool
+	cr       bool   // the last line ended with CR, and a LF would belong to it
+	id       string // the last event id buffer
+	comments []string
+	retries  []string // the values of valid retry fields
+	lines    []string // all of them, as they came
+}
+
+// sseEvent is what a browser dispatches. Its id is the stream's last one.
+type sseEvent struct{ id, event, data string }
+
+func newSSEReader(in io.Reader) *sseReader { return &sseReader{in: bufio.NewReader(in)} }
+
+// sseParse reads a whole stream.
+func sseParse(text string) ([]sseEvent, error) {
+	_, events, err := sseReadAll(strings.NewReader(text))
+	return events, err
+}
+
+func sseReadAll(in io.Reader) (*sseReader, []sseEvent, error) {
+	s := newSSEReader(in)
+	var events []sseEvent
+	for {
+		e, err := s.next()
+		if err == io.EOF {
+			return s, events, nil
+		}
+		if err != nil {
+			return s, events, err
+		}
+		events = append(events, e)
+	}
+}
+
+// line returns the next line. One without an end is none.
+func (s *sseReader) line() (string, error) {
+	var line []byte
+	for {
+		c, err := s.in.ReadByte()
+		if err != nil {
+			return "", err
+		}
+		if s.cr && c == '\n' {
+			s.cr = false
+			continue
+		}
+		s.cr = c == '\r'
+		if c == '\r' || c == '\n' {
+			break
+		}
+		line = append(line, c)
+	}
+	text := string(line)
+	if !s.begun {
+		s.begun = true
+		text = strings.TrimPrefix(text, "\ufeff")
+	}
+	s.lines = append(s.lines, text)
+	return text, nil
+}
+
+// next returns the next event that is dispatched. What is unfinished when the
+// stream ends is discarded.
+func (s *sseReader) next() (sseEvent, error) {
+	var event, data string
+	for {
+		line, err := s.line()
+		if err != nil {
+			return sseEvent{}, err
+		}
+		if line == "" {
+			if data == "" {
+				event = ""
+				continue
+			}
+			if event == "" {
+				event = "message"
+			}
+			return sseEvent{s.id, event, strings.TrimSuffix(data, "\n")}, nil
+		}
+		field, value, _ := strings.Cut(line, ":")
+		value = strings.TrimPrefix(value, " ")
+		switch field {
+		case "":
+			s.comments = append(s.comments, value)
+		case "event":
+			event = value
+		case "data":
+			data += value + "\n"
+		case "id":
+			if !strings.Contains(value, "\x00") {
+				s.id = value
+			}
+		case "retry":
+			if strings.Trim(value, "0123456789") == "" {
+				s.retries = append(s.retries, value)
+			}
+		}
+	}
+}
+
+func TestSSEReader(t *testing.T) {
+	tests := []struct {
+		text    string
+		events  []sseEvent
+		retries []string
+	}{
+		{"", nil, nil},
+		{"data: a\n\n", []sseEvent{{"", "message", "a"}}, nil},
+		{"data: a\r\rdata: b\r\n\r\ndata: c\n\n", []sseEvent{{"", "message", "a"}, {"", "message", "b"}, {"", "message", "c"}}, nil},
+		{"data: a\rdata: b\r\ndata\n\n", []sseEvent{{"", "message", "a\nb\n"}}, nil},
+		{"\ufeffdata: a\n\n\ufeffdata: b\n\n", []sseEvent{{"", "message", "a"}}, nil},
+		{"data:a\n\ndata:  a\n\ndata:\ta\n\n", []sseEvent{{"", "message", "a"}, {"", "message", " a"}, {"", "message", "\ta"}}, nil},
+		{"data\n\ndata:\n\n", []sseEvent{{"", "message", ""}, {"", "message", ""}}, nil},
+		{": comment\nevent: x\nid: 1\n\ndata: a\n\n", []sseEvent{{"1", "message", "a"}}, nil},
+		{"id: 1\ndata: a\n\nid: 2\x00\ndata: b\n\nid\ndata: c\n\n", []sseEvent{{"1", "message", "a"}, {"1", "message", "b"}, {"", "message", "c"}}, nil},
+		{"retry: 10\nretry: 1x\nretry: -1\nretry: 1.5\n\n", nil, []string{"10"}},
+		{"data: a\n\ndata: b\n", []sseEvent{{"", "message", "a"}}, nil},
+		{"data: a\n\ndata: b", []sseEvent{{"", "message", "a"}}, nil},
+		{" data: a\nDATA: b\ndata : c\nother: d\n\n", nil, nil},
+		{"event: x\ndata: a:b\n\n", []sseEvent{{"", "x", "a:b"}}, nil},
+	}
+	for _, test := range tests {
+		s, events, err := sseReadAll(strings.NewReader(test.text))
+		if err != nil || !slices.Equal(events, test.events) || !slices.Equal(s.retries, test.retries) {
+			t.Errorf("%q is %q, retries %q, %v; want %q, %q", test.text, events, s.retries, err, test.events, test.retries)
+		}
+	}
+}
+
+// sseServe serves one event stream over HTTP/1 and returns what came.
+func sseServe(t *testing.T, serve func(s *conduit.SSEStream, r *http.Request)) reply {
+	t.Helper()
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s, err := conduit.NewSSEStream(w, r)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		serve(s, r)
+	}))
+	defer srv.Close()
+	return get(t, srv.Client(), srv.URL)
+}
+
+func TestSSEFormat(t *testing.T) {
+	tests := []struct {
+		event  conduit.SSEEvent
+		want   []sseEvent
+		retry  string
+		fields int // lines, if that is a promise
+	}{
+		{conduit.SSEEvent{Data: "text"}, []sseEvent{{"", "message", "text"}}, "", 1},
+		{conduit.SSEEvent{}, []sseEvent{{"", "message", ""}}, "", 1},
+		{conduit.SSEEvent{ID: "1"}, []sseEvent{{"1", "message", ""}}, "", 2},
+		{conduit.SSEEvent{Event: "ping"}, []sseEvent{{"", "ping", ""}}, "", 2},
+		{conduit.SSEEvent{ID: "7", Event: "tick", Data: "{}", Retry: 2500 * time.Millisecond}, []sseEvent{{"7", "tick", "{}"}}, "2500", 4},
+		{conduit.SSEEvent{Retry: 3 * time.Second}, nil, "3000", 1},
+		{conduit.SSEEvent{Data: "x", Retry: time.Millisecond}, []sseEvent{{"", "message", "x"}}, "1", 2},
+		{conduit.SSEEvent{Data: "a\nb"}, []sseEvent{{"", "message", "a\nb"}}, "", 2},
+		{conduit.SSEEvent{Data: "a\rb\r\nc"}, []sseEvent{{"", "message", "a\nb\nc"}}, "", 3},
+		{conduit.SSEEvent{Data: "\n"}, []sseEvent{{"", "message", "\n"}}, "", 2},
+		{conduit.SSEEvent{Data: "a\n"}, []sseEvent{{"", "message", "a\n"}}, "", 2},
+		{conduit.SSEEvent{Data: "a\r"}, []sseEvent{{"", "message", "a\n"}}, "", 2},
+		{conduit.SSEEvent{Data: "a\n\r"}, []sseEvent{{"", "message", "a\n\n"}}, "", 3},
+		{conduit.SSEEvent{Data: "\n\ndata: injected\n\n"}, []sseEvent{{"", "message", "\n\ndata: injected\n\n"}}, "", 5},
+		{conduit.SSEEvent{Data: " leading"}, []sseEvent{{"", "message", " leading"}}, "", 1},
+		{conduit.SSEEvent{Data: ": not a comment"}, []sseEvent{{"", "message", ": not a comment"}}, "", 1},
+		{conduit.SSEEvent{Data: "\ufeffbom"}, []sseEvent{{"", "message", "\ufeffbom"}}, "", 1},
+		{conduit.SSEEvent{Data: "nul \x00 and ünïcödé \u2028"}, []sseEvent{{"", "message", "nul \x00 and ünïcödé \u2028"}}, "", 1},
+		{conduit.SSEEvent{ID: " 1 ", Event: " e: "}, []sseEvent{{" 1 ", " e: ", ""}}, "", 3},
+	}
+	for _, test := range tests {
+		got := sseServe(t, func(s *conduit.SSEStream, r *http.Request) {
+			event := test.event
+			if err := s.WriteSSE(&event); err != nil {
+				t.Errorf("%+v: %v", test.event, err)
+			}
+			if event != test.event {
+				t.Errorf("%+v became %+v", test.event, event)
+			}
+		})
+		s, events, err := sseReadAll(strings.NewReader(got.body))
+		var retries []string
+		if test.retry != "" {
+			retries = []string{test.retry}
+		}
+		if err != nil || !slices.Equal(events, test.want) || !slices.Equal(s.retries, retries) {
+			t.Errorf("%+v was sent as %q, which is %q, retries %q, %v; want %q, %q", test.event, got.body, events, s.retries, err, test.want, retries)
+		}
+		if fields := slices.DeleteFunc(s.lines, func(line string) bool { return line == "" }); len(fields) != test.fields || !strings.HasSuffix(got.body, "\n\n") {
+			t.Errorf("%+v was sent as %q, want %d lines and an empty one", test.event, got.body, test.fields)
+		}
+	}
+}
+
+// What cannot be said in the format is refused, by name, and leaves no trace.
+var sseRefused = []struct {
+	event *conduit.SSEEvent
+	name  string // in the error
+}{
+	{nil, "nil"},
+	{&conduit.SSEEvent{ID: "a\nb", Data: "x"}, "id"},
+	{&conduit.SSEEvent{ID: "a\r", Data: "x"}, "id"},
+	{&conduit.SSEEvent{ID: "a\x00b", Data: "x"}, "id"},
+	{&conduit.SSEEvent{ID: "\n"}, "id"},
+	{&conduit.SSEEvent{Event: "a\nb", Data: "x"}, "event"},
+	{&conduit.SSEEvent{Event: "a\rdata: x", Data: "x"}, "event"},
+	{&conduit.SSEEvent{Data: "x", Retry: -time.Second}, "retry"},
+	{&conduit.SSEEvent{Retry: -1}, "retry"},
+}
+
+func TestSSERefusesFields(t *testing.T) {
+	got := sseServe(t, func(s *conduit.SSEStream, r *http.Request) {
+		for _, test := range sseRefused {
+			err := s.WriteSSE(test.event)
+			if err == nil || !strings.HasPrefix(err.Error(), "conduit: ") || !strings.Contains(strings.ToLower(err.Error()), test.name) {
+				t.Errorf("%+v: %v, want an error that names %s", test.event, err, test.name)
+			}
+		}
+		if err := s.WriteSSE(&conduit.SSEEvent{Data: "usable"}); err != nil {
+			t.Error(err)
+		}
+	})
+	if events, err := sseParse(got.body); err != nil || len(events) != 1 || events[0] != (sseEvent{"", "message", "usable"}) {
+		t.Errorf("the stream was %q, want one event", got.body)
+	}
+
+	for _, test := range sseRefused {
+		serveErr := make(chan error, 1)
+		got := sseServe(t, func(s *conduit.SSEStream, r *http.Request) {
+			events := make(chan *conduit.SSEEvent, 1)
+			events <- test.event
+			close(events)
+			serveErr <- s.Serve(events)
+		})
+		if err := <-serveErr; err == nil {
+			t.Errorf("Serve of %+v returned nil", test.event)
+		}
+		if events, _ := sseParse(got.body); len(events) != 0 {
+			t.Errorf("Serve of %+v sent %q", test.event, got.body)
+		}
+	}
+
+	b := conduit.NewSSEBroker(nil)
+	for _, test := range sseRefused {
+		err := b.Publish(test.event)
+		if err == nil || !strings.Contains(strings.ToLower(err.Error()), test.name) {
+			t.Errorf("Publish(%+v) = %v, want an error that names %s", test.event, err, test.name)
+		}
+	}
+	if err := b.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestSSEServeRefusesANilChannel(t *testing.T) {
+	got := sseServe(t, func(s *conduit.SSEStream, r *http.Request) {
+		if err := s.Serve(nil); err == nil {
+			t.Error("Serve(nil) = nil, want an error")
+		}
+	})
+	if events, _ := sseParse(got.body); len(events) != 0 {
+		t.Errorf("got %q", got.body)
+	}
+}
+
+// A comment cannot become anything else.
+func TestSSEComment(t *testing.T) {
+	for _, text := range []string{"", "alive", "a\nb", "a\r\ndata: injected\r\n\r\n", "\n\ndata: injected\n\n", "data: x"} {
+		got := sseServe(t, func(s *conduit.SSEStream, r *http.Request) {
+			if err := s.Comment(text); err != nil && !strings.ContainsAny(text, "\r\n") {
+				t.Errorf("%q: %v", text, err)
+			}
+			if err := s.WriteSSE(&conduit.SSEEvent{Data: "next"}); err != nil {
+				t.Error(err)
+			}
+		})
+		s, events, _ := sseReadAll(strings.NewReader(got.body))
+		if len(events) != 1 || events[0].data != "next" || len(s.retries) > 0 {
+			t.Errorf("%q was sent as %q", text, got.body)
+		}
+		if !strings.ContainsAny(text, "\r\n") && !slices.Equal(s.comments, []string{text}) {
+			t.Errorf("%q came as comments %q", text, s.comments)
+		}
+	}
+}
+
+// The header is there before there is any event, and a client may come back
+// with the id of the last one.
+func TestSSEHeaderGoesOutAtOnce(t *testing.T) {
+	eachProtocol(t, func(t *testing.T, p protocol) {
+		for _, chain := range streamChains {
+			t.Run(chain.name, func(t *testing.T) {
+				answered := make(chan struct{})
+				url := streamServe(t, p, conduit.Config{Handler: chain.mw(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					w.Header().Set("Content-Type", "text/event-stream; charset=utf-8")
+					s, err := conduit.NewSSEStream(w, r)
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					if id := s.LastEventID(); id != "42-ü" {
+						t.Errorf("LastEventID = %q, want 42-ü", id)
+					}
+					<-answered
+				}))})
+				res, _ := streamOpen(t, p.client(t), url, "Last-Event-ID", "42-ü", "Accept-Encoding", "gzip, br")
+				close(answered)
+				h := res.Header
+				if h.Get("Content-Encoding") != "" || h.Get("Content-Type") != "text/event-stream; charset=utf-8" || h.Get("Cache-Control") != "no-cache, no-transform" {
+					t.Errorf("header %v, want an event stream that nobody codes or transforms", h)
+				}
+				if body, err := io.ReadAll(res.Body); len(body) != 0 || err != nil {
+					t.Errorf("body %q, %v", body, err)
+				}
+			})
+		}
+	})
+}
+
+// Whatever is ready goes out together.
+func TestSSEServeCoalesces(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const n = 1000
+		metered, counts := streamMetered()
+		_, client, url := streamBubble(t, http1Protocol, conduit.Config{Handler: metered(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			events := make(chan *conduit.SSEEvent, 16)
+			go func() {
+				defer close(events)
+				for i := range n {
+					events <- &conduit.SSEEvent{ID: strconv.Itoa(i), Data: "some data of an event"}
+				}
+			}()
+			s, err := conduit.NewSSEStream(w, r)
+			if err == nil {
+				err = s.Serve(events)
+			}
+			if err != nil {
+				t.Error(err)
+			}
+		}))})
+		got := get(t, client, url)
+		events, err := sseParse(got.body)
+		if err != nil || len(events) != n || events[n-1].id != strconv.Itoa(n-1) {
+			t.Errorf("%d events, %v, want %d", len(events), err, n)
+		}
+		if _, flushes := counts(); len(flushes) > len(got.body)>>14+6 {
+			t.Errorf("%d flushes for %d events of %d bytes, want one for 16 KB", len(flushes), n, len(got.body))
+		}
+	})
+}
+
+// Events that come bit by bit are each delivered in time.
+func TestSSEServeDeliversInTime(t *testing.T) {
+	for _, test := range []struct {
+		name    string
+		pauses  []time.Duration
+		flushes int
+		late    time.Duration
+	}{
+		{"idle", streamRepeat(time.Second, 10), 15, 0},
+		{"slow", streamRepeat(50*time.Millisecond, 20), 25, 0},
+		{"steady", streamRepeat(5*time.Millisecond, 200), 205, 20 * time.Millisecond},
+		{"busy", streamRepeat(100*time.Microsecond, 5000), 550, 20 * time.Millisecond},
+		{"bursts", slices.Repeat(append(streamRepeat(0, 49), 100*time.Millisecond), 10), 40, 20 * time.Millisecond},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				start := time.Now()
+				metered, counts := streamMetered()
+				_, client, url := streamBubble(t, http1Protocol, conduit.Config{Handler: metered(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					events := make(chan *conduit.SSEEvent)
+					go func() {
+						defer close(events)
+						for _, pause := range test.pauses {
+							time.Sleep(pause)
+							events <- &conduit.SSEEvent{Data: strings.TrimSuffix(streamStamp(start), "!")}
+						}
+						time.Sleep(time.Second)
+					}()
+					s, err := conduit.NewSSEStream(w, r)
+					if err == nil {
+						err = s.Serve(events)
+					}
+					if err != nil {
+						t.Error(err)
+					}
+				}))})
+				res, _ := streamOpen(t, client, url)
+				var n int
+				var worst time.Duration
+				for in := newSSEReader(res.Body); ; n++ {
+					e, err := in.next()
+					if err != nil {
+						break
+					}
+					micros, _ := strconv.Atoi(e.data)
+					worst = max(worst, time.Since(start)-time.Duration(micros)*time.Microsecond)
+				}
+				_, flushes := counts()
+				if n != len(test.pauses) || worst > test.late || len(flushes) > test.flushes {
+					t.Errorf("%d events of %d, up to %v late with %d flushes; want %v and %d", n, len(test.pauses), worst, len(flushes), test.late, test.flushes)
+				}
+			})
+		})
+	}
+}
+
+// Formatting an event costs no more than one allocation.
+func TestSSEWritesHardlyAllocate(t *testing.T) {
+	w := &streamBenchWriter{header: make(http.Header)}
+	s, err := conduit.NewSSEStream(w, httptest.NewRequest("GET", "/", nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := &conduit.SSEEvent{ID: "42", Event: "tick", Data: "first line\nsecond line", Retry: time.Second}
+	if n := testing.AllocsPerRun(100, func() {
+		if err := s.WriteSSE(e); err != nil {
+			t.Fatal(err)
+		}
+	}); n > 1 {
+		t.Errorf("%v allocations for an event, want at most 1", n)
+	}
+}
+
+// A comment comes 15 seconds after whatever was written last.
+func TestSSEHeartbeats(t *testing.T) {
+	broker := func() *conduit.SSEBroker { return conduit.NewSSEBroker(nil) }
+	for _, test := range []struct {
+		name  string
+		serve func(b *conduit.SSEBroker, events chan *conduit.SSEEvent) http.Handler
+	}{
+		{"Serve", func(b *conduit.SSEBroker, events chan *conduit.SSEEvent) http.Handler {
+			return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if s, err := conduit.NewSSEStream(w, r); err == nil {
+					s.Serve(events)
+				}
+			})
+		}},
+		{"SSEHandler", func(b *conduit.SSEBroker, events chan *conduit.SSEEvent) http.Handler {
+			return conduit.SSEHandler(func(s *conduit.SSEStream, r *http.Request) error {
+				for e := range events {
+					if err := s.WriteSSE(e); err != nil {
+						return err
+					}
+				}
+				return nil
+			})
+		}},
+		{"Serve in SSEHandler", func(b *conduit.SSEBroker, events chan *conduit.SSEEvent) http.Handler {
+			return conduit.SSEHandler(func(s *conduit.SSEStream, r *http.Request) error { return s.Serve(events) })
+		}},
+		{"SSEBroker", func(b *conduit.SSEBroker, events chan *conduit.SSEEvent) http.Handler { return b }},
+	} {
+		for _, p := range []protocol{http1Protocol, tlsProtocol, h2cProtocol} {
+			t.Run(test.name+"/"+p.name, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					b := broker()
+					events := make(chan *conduit.SSEEvent)
+					h := conduit.Chain(conduit.Timeout(5*time.Second), conduit.Compression())(test.serve(b, events))
+					_, client, url := streamBubble(t, p, conduit.Config{WriteTimeout: 5 * time.Second, Handler: h})
+					start := time.Now()
+					go func() {
+						for _, at := range []time.Duration{10 * time.Second, 42 * time.Second} {
+							time.Sleep(at - time.Since(start))
+							if test.name == "SSEBroker" {
+								b.Publish(&conduit.SSEEvent{Data: "event"})
+							} else {
+								events <- &conduit.SSEEvent{Data: "event"}
+							}
+						}
+						time.Sleep(50 * time.Second)
+						close(events)
+						b.Close()
+					}()
+					res, _ := streamOpen(t, client, url)
+					in := newSSEReader(res.Body)
+					var got []string
+					for {
+						line, err := in.line()
+						if err != nil {
+							break
+						}
+						if strings.HasPrefix(line, ":") || strings.HasPrefix(line, "data") {
+							got = append(got, fmt.Sprint(time.Since(start).Seconds(), line[:1]))
+						}
+					}
+					want := []string{"10d", "25:", "40:", "42d", "57:", "72:", "87:"}
+					if !slices.Equal(got, want) {
+						t.Errorf("got %q (seconds, and d for data), want %q", got, want)
+					}
+				})
+			})
+		}
+	}
+}
+
+// A drain ends event streams cleanly, and says when to come back.
+func TestSSEEndsAtADrain(t *testing.T) {
+	broker := conduit.NewSSEBroker(nil)
+	for _, test := range []struct {
+		name string
+		h    func(t *testing.T) http.Handler
+	}{
+		{"Serve", func(t *testing.T) http.Handler {
+			return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				s, err := conduit.NewSSEStream(w, r)
+				if err == nil {
+					err = s.Serve(make(chan *conduit.SSEEvent))
+				}
+				if err != nil {
+					t.Errorf("Serve = %v, want nil at a drain", err)
+				}
+			})
+		}},
+		{"SSEHandler", func(t *testing.T) http.Handler {
+			return conduit.SSEHandler(func(s *conduit.SSEStream, r *http.Request) error {
+				<-s.Done()
+				return nil
+			})
+		}},
+		{"Serve in SSEHandler", func(t *testing.T) http.Handler {
+			return conduit.SSEHandler(func(s *conduit.SSEStream, r *http.Request) error {
+				return s.Serve(make(chan *conduit.SSEEvent))
+			})
+		}},
+		{"SSEBroker", func(t *testing.T) http.Handler { return broker }},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			eachProtocol(t, func(t *testing.T, p protocol) {
+				var logs logBuffer
+				chain := conduit.Chain(conduit.RequestID(), conduit.Recovery(), conduit.Logging(), conduit.Timeout(time.Minute), conduit.Compression())
+				srv, url := streamServer(t, p, conduit.Config{Handler: chain(test.h(t)), Logger: logs.logger()})
+				res, _ := streamOpen(t, p.client(t), url)
+				srv.Drain()
+				s, events, err := sseReadAll(res.Body)
+				if err != nil || len(events) != 0 || !sseRetries(s.retries) {
+					t.Errorf("got %q, %v; want a clean end with one retry of 1 to 10 s", s.lines, err)
+				}
+				if line := logs.request(t); line["status"] != 200.0 || line["aborted"] != nil || len(logs.find("stream failed")) != 0 {
+					t.Errorf("logged %s, want a clean end", logs.String())
+				}
+			})
+		})
+	}
+}
+
+// sseRetries reports whether there is one, of one to ten seconds.
+func sseRetries(retries []string) bool {
+	if len(retries) != 1 {
+		return false
+	}
+	ms, err := strconv.Atoi(retries[0])
+	return err == nil && 1000 <= ms && ms <= 10000
+}
+
+// A stream that is opened during a drain ends as well.
+func TestSSEOpenedDuringADrain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		srv, client, url := streamBubble(t, http1Protocol, conduit.Config{Handler: conduit.NewSSEBroker(nil)})
+		srv.Drain()
+		got := get(t, client, url)
+		s, events, err := sseReadAll(strings.NewReader(got.body))
+		if err != nil || len(events) != 0 || !sseRetries(s.retries) {
+			t.Errorf("got %q, want only a retry", got.body)
+		}
+	})
+}
+
+// Browsers that are sent away together come back over the whole of nine
+// seconds.
+func TestSSERetriesAreSpread(t *testing.T) {
+	b := conduit.NewSSEBroker(nil)
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
+	}
+	srv := httptest.NewServer(b)
+	defer srv.Close()
+	counts := make([]int, 9)
+	for range 200 {
+		got := get(t, srv.Client(), srv.URL)
+		s, _, err := sseReadAll(strings.NewReader(got.body))
+		if err != nil || got.status != 200 || !sseRetries(s.retries) {
+			t.Fatalf("got %d %q, %v", got.status, got.body, err)
+		}
+		ms, _ := strconv.Atoi(s.retries[0])
+		counts[min((ms-1000)/1000, 8)]++
+	}
+	if slices.Min(counts) < 5 || slices.Max(counts) > 60 { // 22 on the average
+		t.Errorf("retries by the second: %v of 200", counts)
+	}
+}
+
+func TestSSEServeEnds(t *testing.T) {
+	eachProtocol(t, func(t *testing.T, p protocol) {
+		served := make(chan error, 1)
+		events := make(chan *conduit.SSEEvent, 2)
+		url := streamServe(t, p, conduit.Config{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			s, err := conduit.NewSSEStream(w, r)
+			if err == nil {
+				err = s.Serve(events)
+			}
+			served <- err
+		})})
+
+		// When the client goes.
+		res, cancel := streamOpen(t, p.client(t), url)
+		cancel()
+		res.Body.Close()
+		if err := streamReceive(t, served, "Serve"); err == nil {
+			t.Error("Serve = nil after the client has gone, want an error")
+		}
+
+		// When the events end: with all of them sent, and no retry.
+		events <- &conduit.SSEEvent{Data: "one"}
+		events <- &conduit.SSEEvent{Data: "two"}
+		close(events)
+		got := get(t, p.client(t), url)
+		s, all, err := sseReadAll(strings.NewReader(got.body))
+		if err != nil || len(all) != 2 || len(s.retries) != 0 {
+			t.Errorf("got %q, %v; want two events and no retry", got.body, err)
+		}
+		if err := streamReceive(t, served, "Serve"); err != nil {
+			t.Errorf("Serve = %v at the end of events, want nil", err)
+		}
+	})
+}
+
+// What goes wrong in a handler is for the log.
+func TestSSEHandlerKeepsErrorsToItself(t *testing.T) {
+	eachProtocol(t, func(t *testing.T, p protocol) {
+		for _, chain := range streamChains {
+			var logs logBuffer
+			h := conduit.Chain(conduit.Logging(), chain.mw)(conduit.SSEHandler(func(s *conduit.SSEStream, r *http.Request) error {
+				if err := s.WriteSSE(&conduit.SSEEvent{Data: "event"}); err != nil {
+					t.Error(err)
+				}
+				return errors.New("secret")
+			}))
+			res, _ := streamOpen(t, p.client(t), streamServe(t, p, conduit.Config{Handler: h, Logger: logs.logger()}))
+			body, _ := io.ReadAll(res.Body)
+			if events, _ := sseParse(string(body)); res.StatusCode != 200 || strings.Contains(string(body), "secret") || len(events) != 1 {
+				t.Errorf("%s: got %d %q", chain.name, res.StatusCode, body)
+			}
+			logs.request(t)
+			if !strings.Contains(logs.String(), "secret") {
+				t.Errorf("%s: logged %s, want the error", chain.name, logs.String())
+			}
+		}
+	})
+}
+
+// A goroutine that SSEHandler's serve has left behind writes nothing, nor does a
+// heartbeat.
+func TestSSEHandlerEndsItsStream(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newPipeListener()
+		late := make(chan error, 1)
+		mux := http.NewServeMux()
+		mux.Handle("/", conduit.SSEHandler(func(s *conduit.SSEStream, r *http.Request) error {
+			go func() {
+				<-s.Done()
+				late <- s.WriteSSE(&conduit.SSEEvent{Data: "late"})
+			}()
+			return s.WriteSSE(&conduit.SSEEvent{Data: "in time"})
+		}))
+		mux.HandleFunc("/next", func(w http.ResponseWriter, r *http.Request) {
+			time.Sleep(time.Minute)
+			io.WriteString(w, "next")
+		})
+		srv := &http.Server{Handler: mux} // which keeps nothing off its writer
+		go srv.Serve(l)
+		t.Cleanup(func() { srv.Close() })
+		client := l.client(t)
+		first := get(t, client, "http://conduit.test/")
+		if events, err := sseParse(first.body); err != nil || len(events) != 1 || events[0].data != "in time" {
+			t.Errorf("got %q, %v", first.body, err)
+		}
+		if err := <-late; err == nil {
+			t.Error("a late write returned nil")
+		}
+		if got := get(t, client, "http://conduit.test/next"); got.body != "next" {
+			t.Errorf("next: got %d %q", got.status, got.body)
+		}
+	})
+}
+
+// Events, comments and heartbeats come from different goroutines.
+func TestSSEWritersSideBySide(t *testing.T) {
+	eachProtocol(t, func(t *testing.T, p protocol) {
+		const writers, each = 4, 50
+		url := streamServe(t, p, conduit.Config{Handler: conduit.SSEHandler(func(s *conduit.SSEStream, r *http.Request) error {
+			var wg sync.WaitGroup
+			for i := range writers {
+				wg.Go(func() {
+					for j := range each {
+						if err := s.WriteSSE(&conduit.SSEEvent{Event: "e", Data: fmt.Sprint(i, "\n", j)}); err != nil {
+							t.Error(err)
+						}
+						if err := s.Comment(fmt.Sprint("comment ", i)); err != nil {
+							t.Error(err)
+						}
+					}
+				})
+			}
+			wg.Wait()
+			return nil
+		})})
+		got := get(t, p.client(t), url)
+		s, events, err := sseReadAll(strings.NewReader(got.body))
+		seen := make(map[sseEvent]bool)
+		for _, e := range events {
+			seen[e] = true
+		}
+		if err != nil || len(seen) != writers*each || len(s.comments) != writers*each {
+			t.Errorf("%d different events, %d comments, %v, want %d of each", len(seen), len(s.comments), err, writers*each)
+		}
+	})
+}
+
+// sseSubscribe opens an event stream and returns what reads it.
+func sseSubscribe(t *testing.T, client *http.Client, url string, header ...string) (*sseReader, context.CancelFunc) {
+	t.Helper()
+	res, cancel := streamOpen(t, client, url, header...)
+	if ct := res.Header.Get("Content-Type"); res.StatusCode != 200 || ct != "text/event-stream" {
+		t.Errorf("got %d of type %q, want an event stream", res.StatusCode, ct)
+	}
+	return newSSEReader(res.Body), cancel
+}
+
+// sseData returns the data of the next n events, and the names of those that
+// have one.
+func sseData(t *testing.T, s *sseReader, n int) (data []string) {
+	t.Helper()
+	for range n {
+		e, err := s.next()
+		if err != nil {
+			t.Errorf("%v after %q, want %d events", err, data, n)
+			break
+		}
+		data = append(data, strings.TrimPrefix(e.event+":"+e.data, "message:"))
+	}
+	return data
+}
+
+func ssePublish(t *testing.T, b *conduit.SSEBroker, texts ...string) {
+	t.Helper()
+	for _, text := range texts {
+		if err := b.Publish(&conduit.SSEEvent{Data: text}); err != nil {
+			t.Errorf("Publish(%q) = %v", text, err)
+		}
+	}
+}
+
+func TestSSEBrokerReachesEverybody(t *testing.T) {
+	eachProtocol(t, func(t *testing.T, p protocol) {
+		synctest.Test(t, func(t *testing.T) {
+			b := conduit.NewSSEBroker(nil)
+			chain := conduit.Chain(foreign, conduit.RequestID(), conduit.Recovery(), conduit.Logging(), conduit.Timeout(5*time.Second), conduit.Compression(), foreign)
+			_, client, url := streamBubble(t, p, conduit.Config{WriteTimeout: 5 * time.Second, Handler: chain(b)})
+			ssePublish(t, b, "before anybody came")
+			one, cancel := sseSubscribe(t, client, url)
+			two, _ := sseSubscribe(t, client, url)
+			synctest.Wait()
+			if n := b.Clients(); n != 2 {
+				t.Errorf("%d clients, want 2", n)
+			}
+			event := &conduit.SSEEvent{Event: "tick", Data: "a\nb"}
+			if err := b.Publish(event); err != nil {
+				t.Error(err)
+			}
+			event.Data = "changed after Publish"
+			ssePublish(t, b, "second")
+			for _, s := range []*sseReader{one, two} {
+				if got := sseData(t, s, 2); !slices.Equal(got, []string{"tick:a\nb", "second"}) {
+					t.Errorf("got %q", got)
+				}
+			}
+			time.Sleep(14 * time.Second) // beyond the timeouts, before a heartbeat that nobody reads
+			cancel()
+			synctest.Wait()
+			if n := b.Clients(); n != 1 {
+				t.Errorf("%d clients after one has gone, want 1", n)
+			}
+			ssePublish(t, b, "third")
+			if got := sseData(t, two, 1); !slices.Equal(got, []string{"third"}) {
+				t.Errorf("got %q", got)
+			}
+
+			// Close ends the others, and nobody can publish any more.
+			for range 2 {
+				if err := b.Close(); err != nil {
+					t.Error(err)
+				}
+			}
+			if e, err := two.next(); err != io.EOF || !sseRetries(two.retries) {
+				t.Errorf("at Close: %q, %v, retries %q; want a clean end with one retry", e, err, two.retries)
+			}
+			synctest.Wait()
+			if err := b.Publish(&conduit.SSEEvent{Data: "late"}); err == nil || b.Clients() != 0 {
+				t.Errorf("Publish after Close = %v, with %d clients", err, b.Clients())
+			}
+			late, _ := sseSubscribe(t, client, url, "Last-Event-ID", "x")
+			if e, err := late.next(); err != io.EOF || !sseRetries(late.retries) {
+				t.Errorf("after Close: %q, %v, retries %q; want a clean end with one retry", e, err, late.retries)
+			}
+		})
+	})
+}
+
+// Ids are the broker's unless the publisher has given one, and a client that
+// comes back with one gets what it has missed.
+func TestSSEBrokerReplays(t *testing.T) {
+	for _, test := range []struct {
+		name string
+		id   func(ids []string) string
+		want []string
+	}{
+		{"none", func([]string) string { return "" }, nil},
+		{"newest", func(ids []string) string { return ids[5] }, nil},
+		{"the one before", func(ids []string) string { return ids[4] }, []string{"5"}},
+		{"own", func([]string) string { return "own" }, []string{"3", "4", "5"}},
+		{"oldest", func(ids []string) string { return ids[2] }, []string{"3", "4", "5"}},
+		{"gone", func(ids []string) string { return ids[0] }, []string{"gap:", "2", "3", "4", "5"}},
+		{"unknown", func([]string) string { return "unknown" }, []string{"gap:", "2", "3", "4", "5"}},
+		{"another broker's", func([]string) string { return "ffff-1" }, []string{"gap:", "2", "3", "4", "5"}},
+		{"not yet there", func(ids []string) string { return ids[5] + "0" }, []string{"gap:", "2", "3", "4", "5"}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := conduit.NewSSEBroker(&conduit.SSEBrokerConfig{Replay: 4})
+				_, client, url := streamBubble(t, http1Protocol, conduit.Config{Handler: b})
+				first, _ := sseSubscribe(t, client, url)
+				synctest.Wait()
+				var ids []string
+				for i, id := range []string{"", "", "own", "", "", ""} {
+					if err := b.Publish(&conduit.SSEEvent{ID: id, Data: strconv.Itoa(i)}); err != nil {
+						t.Fatal(err)
+					}
+					e, err := first.next()
+					if err != nil || e.data != strconv.Itoa(i) || id != "" && e.id != id {
+						t.Fatalf("event %d is %q, %v", i, e, err)
+					}
+					prefix, sequence, ok := strings.Cut(e.id, "-")
+					if _, err := strconv.ParseUint(sequence, 10, 64); id == "" && (!ok || prefix == "" || err != nil || slices.Contains(ids, e.id)) {
+						t.Errorf("event %d has the id %q, want a prefix, - and a sequence", i, e.id)
+					}
+					ids = append(ids, e.id)
+				}
+				var header []string
+				if id := test.id(ids); id != "" {
+					header = []string{"Last-Event-ID", id}
+				}
+				s, _ := sseSubscribe(t, client, url, header...)
+				synctest.Wait()
+				ssePublish(t, b, "live")
+				want := append(slices.Clone(test.want), "live")
+				if got := sseData(t, s, len(want)); !slices.Equal(got, want) {
+					t.Errorf("got %q, want %q", got, want)
+				}
+			})
+		})
+	}
+}
+
+// Two brokers, or one and its next life, share no ids.
+func TestSSEBrokerIDsAreItsOwn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		prefixes := make(map[string]bool)
+		for range 3 {
+			b := conduit.NewSSEBroker(nil)
+			_, client, url := streamBubble(t, http1Protocol, conduit.Config{Handler: b})
+			s, _ := sseSubscribe(t, client, url)
+			synctest.Wait()
+			ssePublish(t, b, "x")
+			e, err := s.next()
+			if err != nil {
+				t.Fatal(err)
+			}
+			prefix, _, _ := strings.Cut(e.id, "-")
+			prefixes[prefix] = true
+		}
+		if len(prefixes) != 3 {
+			t.Errorf("got the prefixes %v, want three", prefixes)
+		}
+	})
+}
+
+// A gap has an empty data line, so that browsers dispatch it, and no id, so
+// that they do not forget theirs.
+func TestSSEBrokerGapIsAnEventWithoutAnID(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := conduit.NewSSEBroker(nil)
+		_, client, url := streamBubble(t, http1Protocol, conduit.Config{Handler: b})
+		s, _ := sseSubscribe(t, client, url, "Last-Event-ID", "unknown")
+		if e, err := s.next(); err != nil || e != (sseEvent{"", "gap", ""}) {
+			t.Errorf("got %q, %v, want a gap without an id", e, err)
+		}
+		if slices.ContainsFunc(s.lines, func(line string) bool { return strings.HasPrefix(line, "id") }) {
+			t.Errorf("got %q, want no id", s.lines)
+		}
+	})
+}
+
+// Who takes nothing holds up neither the publisher nor the others, and is told
+// what it has missed before it is let go.
+func TestSSEBrokerLetsGoOfWhoLags(t *testing.T) {
+	eachProtocol(t, func(t *testing.T, p protocol) {
+		synctest.Test(t, func(t *testing.T) {
+			const n = 600 // 6 MB, more than HTTP/2 lets a server send unasked
+			text := strings.Repeat("x", 10<<10)
+			b := conduit.NewSSEBroker(&conduit.SSEBrokerConfig{Replay: 100, Queue: 50})
+			_, client, url := streamBubble(t, p, conduit.Config{Handler: b})
+			slow, _ := sseSubscribe(t, client, url)
+			quick, _ := sseSubscribe(t, client, url)
+			synctest.Wait()
+			start := time.Now()
+			for i := range n {
+				ssePublish(t, b, fmt.Sprint(i, " ", text))
+				if e, err := quick.next(); err != nil || !strings.HasPrefix(e.data, fmt.Sprint(i, " ")) {
+					t.Fatalf("the quick client got %.20q, %v for event %d", e, err, i)
+				}
+			}
+			if took := time.Since(start); took > 14*time.Second {
+				t.Fatalf("%v for %d events, in which the deadline may have passed", took, n)
+			}
+			// What it has had is in order, and the gap is the last.
+			var got []sseEvent
+			for {
+				e, err := slow.next()
+				if err == io.EOF {
+					break
+				}
+				if err != nil {
+					t.Fatalf("%v after %d events, want a clean end", err, len(got))
+				}
+				got = append(got, e)
+			}
+			if len(got) == 0 || len(got) >= n {
+				t.Fatalf("the slow client got %d events of %d", len(got), n)
+			}
+			for i, e := range got[:len(got)-1] {
+				if !strings.HasPrefix(e.data, fmt.Sprint(i, " ")) {
+					t.Fatalf("event %d is %.20q", i, e)
+				}
+			}
+			last := got[len(got)-1]
+			if last.event != "gap" || last.data != "" || len(got) > 1 && last.id != got[len(got)-2].id {
+				t.Errorf("the last event is %.40q, want a gap without an id", last)
+			}
+			synctest.Wait()
+			if n := b.Clients(); n != 1 {
+				t.Errorf("%d clients, want 1", n)
+			}
+		})
+	})
+}
+
+// A client may lag by Queue events, and by no more.
+func TestSSEBrokerQueue(t *testing.T) {
+	for _, test := range []struct {
+		name string
+		cfg  conduit.SSEBrokerConfig
+		lag  int
+		want string // the last event
+	}{
+		{"at the limit", conduit.SSEBrokerConfig{Replay: 100, Queue: 10}, 10, "10"},
+		{"beyond", conduit.SSEBrokerConfig{Replay: 100, Queue: 10}, 11, "gap"},
+		{"more than is replayed", conduit.SSEBrokerConfig{Replay: 10, Queue: 100}, 100, "100"},
+		{"beyond that", conduit.SSEBrokerConfig{Replay: 10, Queue: 100}, 101, "gap"},
+		{"Replay by default", conduit.SSEBrokerConfig{Replay: 10}, 10, "10"},
+		{"beyond Replay", conduit.SSEBrokerConfig{Replay: 10}, 11, "gap"},
+		{"the default", conduit.SSEBrokerConfig{}, 256, "256"},
+		{"beyond the default", conduit.SSEBrokerConfig{}, 257, "gap"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := conduit.NewSSEBroker(&test.cfg)
+				_, client, url := streamBubble(t, http1Protocol, conduit.Config{Handler: b})
+				s, _ := sseSubscribe(t, client, url)
+				synctest.Wait()
+				ssePublish(t, b, strings.Repeat("x", 20<<10)) // on which the writer waits
+				synctest.Wait()
+				for i := range test.lag {
+					ssePublish(t, b, strconv.Itoa(i+1))
+				}
+				b.Close() // once the client has what was published
+				var last string
+				n := -1
+				for {
+					e, err := s.next()
+					if err == io.EOF {
+						break
+					}
+					if err != nil {
+						t.Fatal(err)
+					}
+					last = e.data
+					if e.event != "message" {
+						last = e.event
+					}
+					n++
+				}
+				if want := test.lag; last != test.want || last != "gap" && n != want {
+					t.Errorf("%d events late, the client got %d more and last %q, want %q", test.lag, n, last, test.want)
+				}
+			})
+		})
+	}
+}
+
+// A client that takes nothing is let go even if nothing is published.
+func TestSSEBrokerLetsGoOfAClientThatStops(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := conduit.NewSSEBroker(nil)
+		_, client, url := streamBubble(t, http1Protocol, conduit.Config{Handler: b})
+		sseSubscribe(t, client, url)
+		synctest.Wait()
+		start := time.Now()
+		ssePublish(t, b, strings.Repeat("x", 10<<10))
+		time.Sleep(15*time.Second + time.Millisecond)
+		if n := b.Clients(); n != 0 {
+			t.Errorf("%d clients after %v, want it let go", n, time.Since(start))
+		}
+	})
+}
+
+// For each client, what has queued up is one write.
+func TestSSEBrokerCoalesces(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := conduit.NewSSEBroker(nil)
+		metered, counts := streamMetered()
+		_, client, url := streamBubble(t, http1Protocol, conduit.Config{Handler: metered(b)})
+		s, _ := sseSubscribe(t, client, url)
+		synctest.Wait()
+		for range 3 {
+			time.Sleep(time.Second)
+			writes, flushes := counts()
+			const n = 100
+			for i := range n {
+				ssePublish(t, b, strconv.Itoa(i))
+			}
+			got := sseData(t, s, n)
+			if len(got) != n || got[0] != "0" || got[n-1] != "99" {
+				t.Errorf("got %q", got)
+			}
+			after, flushed := counts()
+			if len(after)-len(writes) > 3 || len(flushed)-len(flushes) > 3 {
+				t.Errorf("%d writes and %d flushes for %d events at once", len(after)-len(writes), len(flushed)-len(flushes), n)
+			}
+		}
+	})
+}
+
+// An event reaches an idle client at once, and a busy one within 20 ms.
+func TestSSEBrokerDeliversInTime(t *testing.T) {
+	for _, test := range []struct {
+		name    string
+		pauses  []time.Duration
+		flushes int
+		late    time.Duration
+	}{
+		{"idle", streamRepeat(time.Second, 10), 15, 0},
+		{"steady", streamRepeat(5*time.Millisecond, 200), 205, 20 * time.Millisecond},
+		{"busy", streamRepeat(100*time.Microsecond, 5000), 550, 20 * time.Millisecond},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				start := time.Now()
+				b := conduit.NewSSEBroker(nil)
+				metered, counts := streamMetered()
+				_, client, url := streamBubble(t, http1Protocol, conduit.Config{Handler: metered(b)})
+				s, _ := sseSubscribe(t, client, url)
+				synctest.Wait()
+				go func() {
+					for _, pause := range test.pauses {
+						time.Sleep(pause)
+						b.Publish(&conduit.SSEEvent{Data: fmt.Sprint(time.Since(start).Microseconds())})
+					}
+				}()
+				var worst time.Duration
+				for range test.pauses {
+					e, err := s.next()
+					micros, atoiErr := strconv.Atoi(e.data)
+					if err != nil || atoiErr != nil {
+						t.Fatalf("got %q, %v", e, err)
+					}
+					worst = max(worst, time.Since(start)-time.Duration(micros)*time.Microsecond)
+				}
+				if _, flushes := counts(); worst > test.late || len(flushes) > test.flushes {
+					t.Errorf("up to %v late with %d flushes, want %v and %d", worst, len(flushes), test.late, test.flushes)
+				}
+			})
+		})
+	}
+}
+
+func TestSSEBrokerMaxClients(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := conduit.NewSSEBroker(&conduit.SSEBrokerConfig{MaxClients: 2})
+		_, client, url := streamBubble(t, http1Protocol, conduit.Config{Handler: b})
+		_, leave := sseSubscribe(t, client, url)
+		two, _ := sseSubscribe(t, client, url)
+		res, _ := streamOpen(t, client, url)
+		if after, err := strconv.Atoi(res.Header.Get("Retry-After")); res.StatusCode != 503 || err != nil || after < 1 {
+			t.Errorf("the third got %s, Retry-After %q, want 503", res.Status, res.Header.Get("Retry-After"))
+		}
+		if ct := res.Header.Get("Content-Type"); strings.HasPrefix(ct, "text/event-stream") {
+			t.Errorf("the third got a 503 of type %q", ct)
+		}
+		res.Body.Close()
+		synctest.Wait()
+		if n := b.Clients(); n != 2 {
+			t.Errorf("%d clients, want 2", n)
+		}
+		leave()
+		synctest.Wait()
+		three, _ := sseSubscribe(t, client, url)
+		synctest.Wait()
+		ssePublish(t, b, "room")
+		for _, s := range []*sseReader{two, three} {
+			if got := sseData(t, s, 1); !slices.Equal(got, []string{"room"}) {
+				t.Errorf("got %q", got)
+			}
+		}
+	})
+}
+
+func TestSSEBrokerMethods(t *testing.T) {
+	srv := httptest.NewServer(conduit.NewSSEBroker(nil))
+	defer srv.Close()
+	srv.Client().Timeout = 10 * time.Second
+	for _, method := range []string{"POST", "PUT", "DELETE", "OPTIONS"} {
+		req, _ := http.NewRequest(method, srv.URL, nil)
+		got := do(t, srv.Client(), req)
+		if allow := got.header.Get("Allow"); got.status != 405 || !hasMembers(allow, "GET", "HEAD") {
+			t.Errorf("%s: got %d, Allow %q, want 405 and GET, HEAD", method, got.status, allow)
+		}
+	}
+}
+
+func hasMembers(list string, want ...string) bool {
+	var got []string
+	for member := range strings.SplitSeq(list, ",") {
+		got = append(got, strings.TrimSpace(member))
+	}
+	slices.Sort(got)
+	return slices.Equal(got, want)
+}
+
+// A negative number is none, or a mistake that is named.
+func TestSSEBrokerNegativeConfig(t *testing.T) {
+	for name, cfg := range map[string]conduit.SSEBrokerConfig{"MaxClients": {MaxClients: -1}, "Replay": {Replay: -1}, "Queue": {Queue: -1}} {
+		func() {
+			defer func() {
+				if value := recover(); value != nil && !strings.Contains(fmt.Sprint(value), name) {
+					t.Errorf("%s: panic %v, want it to name the field", name, value)
+				}
+			}()
+			b := conduit.NewSSEBroker(&cfg)
+			if err := b.Publish(&conduit.SSEEvent{Data: "x"}); err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+			if err := b.Close(); err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+		}()
+	}
+}
+
+// Clients come and go while several publish.
+func TestSSEBrokerRaces(t *testing.T) {
+	b := conduit.NewSSEBroker(&conduit.SSEBrokerConfig{Replay: 8, Queue: 4})
+	srv := newServer(t, &conduit.Config{Handler: conduit.Chain(conduit.Logging(), conduit.Timeout(time.Minute), conduit.Compression())(b)})
+	url := serve(t, srv)
+	client := http1Protocol.client(t)
+	var published atomic.Int64
+	stop := make(chan struct{})
+	var publishers, subscribers sync.WaitGroup
+	for range 2 {
+		publishers.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				if err := b.Publish(&conduit.SSEEvent{Data: "x"}); err != nil {
+					t.Error(err)
+				}
+				published.Add(1)
+			}
+		})
+	}
+	for i := range 8 {
+		subscribers.Go(func() {
+			var id string
+			for range 5 {
+				ctx, cancel := context.WithCancel(t.Context())
+				req, _ := http.NewRequestWithContext(ctx, "GET", url, nil)
+				if id != "" && i%2 == 0 {
+					req.Header.Set("Last-Event-ID", id)
+				}
+				res, err := client.Do(req)
+				if err != nil {
+					t.Error(err)
+					cancel()
+					return
+				}
+				s := newSSEReader(res.Body)
+				for range 20 {
+					e, err := s.next()
+					if err == io.EOF {
+						break // it has lagged
+					}
+					if err != nil || e.event != "message" && e.event != "gap" {
+						t.Errorf("got %q, %v", e, err)
+						break
+					}
+					id = e.id
+				}
+				cancel()
+				res.Body.Close()
+			}
+		})
+	}
+	subscribers.Wait()
+	close(stop)
+	publishers.Wait()
+	if err := b.Close(); err != nil || published.Load() == 0 {
+		t.Errorf("Close = %v after %d events", err, published.Load())
+	}
+}
+
+// FuzzSSEEvent writes an event, which must come out as it was or be refused.
+func FuzzSSEEvent(f *testing.F) {
+	f.Add("", "", "", int64(0))
+	f.Add("1", "tick", "data", int64(time.Second))
+	f.Add("", "", "a\nb\rc\r\nd\n", int64(0))
+	f.Add("a\nb", "", "x", int64(0))
+	f.Add("\x00", "", "x", int64(0))
+	f.Add("", "e\rdata: x", "x", int64(0))
+	f.Add(" ", " ", " ", int64(-1))
+	f.Add("", "", "", int64(10*time.Second))
+	f.Add("id", "event", "\n\nid: injected\ndata: x\n\n", int64(0))
+	f.Add("\ufeff", ":", "\ufeff\u2028\u0085", int64(1500*time.Microsecond))
+	f.Fuzz(func(t *testing.T, id, event, data string, retry int64) {
+		rec := httptest.NewRecorder()
+		s, err := conduit.NewSSEStream(rec, httptest.NewRequest("GET", "/", nil))
+		if err != nil {
+			t.Fatal(err)
+		}
+		e := conduit.SSEEvent{ID: id, Event: event, Data: data, Retry: time.Duration(retry)}
+		err = s.WriteSSE(&e)
+		invalid := strings.ContainsAny(id, "\r\n\x00") || strings.ContainsAny(event, "\r\n") || retry < 0
+		if invalid != (err != nil) && utf8.ValidString(id+event+data) {
+			t.Fatalf("%+q: %v, and invalid %t", e, err, invalid)
+		}
+		if err != nil {
+			if rec.Body.Len() > 0 {
+				t.Fatalf("%+q: refused and yet written as %q", e, rec.Body)
+			}
+			return
+		}
+		written := rec.Body.String()
+		if err := s.WriteSSE(&conduit.SSEEvent{Data: "next"}); err != nil {
+			t.Fatal(err)
+		}
+		in, events, err := sseReadAll(bytes.NewReader(rec.Body.Bytes()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var want []sseEvent
+		if id != "" || event != "" || data != "" || retry == 0 {
+			name := event
+			if name == "" {
+				name = "message"
+			}
+			want = append(want, sseEvent{id, name, strings.NewReplacer("\r\n", "\n", "\r", "\n").Replace(data)})
+		}
+		want = append(want, sseEvent{id, "message", "next"})
+		if !slices.Equal(events, want) && utf8.ValidString(id+event+data) || len(events) != len(want) {
+			t.Errorf("%+q was written as %q, which is %q, want %q", e, written, events, want)
+		}
+		if len(in.retries) > 1 || len(in.comments) > 0 || retry >= int64(time.Millisecond) && len(in.retries) != 1 {
+			t.Fatalf("%+q was written as %q with retries %q and comments %q", e, written, in.retries, in.comments)
+		}
+		if len(in.retries) == 1 {
+			ms, err := strconv.ParseInt(in.retries[0], 10, 64)
+			if off := ms - retry/1e6; err != nil || off < 0 || off > 1 {
+				t.Errorf("%+q has retry %s, want %v", e, in.retries[0], e.Retry)
+			}
+		}
+	})
+}
+
+// sseFuzzWriter is a ResponseWriter whose body is read as it comes.
+type sseFuzzWriter struct {
+	io.Writer
+	header http.Header
+}
+
+func (w sseFuzzWriter) Header() http.Header { return w.header }
+func (w sseFuzzWriter) WriteHeader(int)     {}
+func (w sseFuzzWriter) FlushError() error   { return nil }
+
+// FuzzLastEventID comes back with any id to a broker that knows three.
+func FuzzLastEventID(f *testing.F) {
+	for _, id := range []string{"", "one", "two", "three", "four", "One", " one", "one ", "\x00", "one\ndata: x", "-1", "00000000-1", "18446744073709551616", strings.Repeat("9", 1000), "\xff"} {
+		f.Add(id)
+	}
+	f.Fuzz(func(t *testing.T, id string) {
+		b := conduit.NewSSEBroker(&conduit.SSEBrokerConfig{Replay: 8})
+		known := []string{"one", "two", "three"}
+		for _, id := range known {
+			if err := b.Publish(&conduit.SSEEvent{ID: id, Data: "data of " + id}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		in, out := io.Pipe()
+		ctx, cancel := context.WithCancel(t.Context())
+		r := httptest.NewRequestWithContext(ctx, "GET", "/", nil)
+		r.Header["Last-Event-Id"] = []string{id}
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			b.ServeHTTP(sseFuzzWriter{out, make(http.Header)}, r)
+		}()
+		defer func() {
+			cancel()
+			in.Close()
+			<-ended
+		}()
+		for b.Clients() == 0 {
+			time.Sleep(time.Microsecond)
+		}
+		if err := b.Publish(&conduit.SSEEvent{ID: "end", Data: "end"}); err != nil {
+			t.Fatal(err)
+		}
+		s := newSSEReader(in)
+		var got []string
+		for {
+			e, err := s.next()
+			if err != nil {
+				t.Fatalf("%q: %v after %q", id, err, got)
+			}
+			if e.data == "end" {
+				break
+			}
+			got = append(got, strings.TrimPrefix(e.event+":"+e.data, "message:data of "))
+		}
+		want := append([]string{"gap:"}, known...)
+		if i := slices.Index(known, id); i >= 0 {
+			want = known[i+1:]
+		}
+		if id == "" {
+			want = nil
+		}
+		// What no client can have from us, or no header can hold, may as well
+		// be none.
+		odd := strings.ContainsAny(id, "\r\n\x00") || strings.TrimSpace(id) != id || !utf8.ValidString(id)
+		if !slices.Equal(got, want) && !(odd && (len(got) == 0 || slices.Contains(known, strings.TrimSpace(id)))) {
+			t.Errorf("%q: got %q, want %q", id, got, want)
+		}
+	})
 }
 
 // Database pool

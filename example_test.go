@@ -1,6 +1,7 @@
 package conduit_test
 
 import (
+	"bufio"
 	"context"
 	"crypto/tls"
 	"database/sql"
@@ -9,6 +10,7 @@ import (
 	"fmt"
 	"html/template"
 	"io"
+	"iter"
 	"log"
 	"log/slog"
 	"net"
@@ -17,6 +19,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"testing/fstest"
 	"time"
 
@@ -591,4 +594,361 @@ func ExampleFileServer_URL() {
 	// Output:
 	// <script src="/static/app.js?v=MuEi4PRmqADeF7hg05ue"></script>
 	// public, max-age=31536000, immutable
+}
+
+// Each write is with the client when it returns.
+func ExampleNewTextStream() {
+	handler := func(w http.ResponseWriter, r *http.Request) {
+		s, err := conduit.NewTextStream(w, r)
+		if err != nil {
+			http.Error(w, "cannot stream", http.StatusInternalServerError)
+			return
+		}
+		for _, step := range []string{"fetch", "build", "test"} {
+			if _, err := fmt.Fprintln(s, step, "done"); err != nil {
+				return // the client has gone
+			}
+		}
+	}
+	streamExample(http.HandlerFunc(handler))
+	// Output:
+	// text/plain; charset=utf-8
+	// fetch done
+	// build done
+	// test done
+}
+
+// A copy goes out as its source delivers it.
+func ExampleNewBinaryStream() {
+	handler := func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "video/mp4")
+		s, err := conduit.NewBinaryStream(w, r)
+		if err != nil {
+			http.Error(w, "cannot stream", http.StatusInternalServerError)
+			return
+		}
+		var camera io.Reader = strings.NewReader("frame frame frame\n")
+		io.Copy(s, camera)
+	}
+	streamExample(http.HandlerFunc(handler))
+	// Output:
+	// video/mp4
+	// frame frame frame
+}
+
+// The deferred Abort cuts the reply of a handler that does not get as far as
+// Close, so that no client takes half an array for the whole.
+func ExampleNewJSONStream() {
+	type post struct {
+		ID    int    `json:"id"`
+		Title string `json:"title"`
+	}
+	handler := func(w http.ResponseWriter, r *http.Request) {
+		s, err := conduit.NewJSONStream(w, r)
+		if err != nil {
+			http.Error(w, "cannot stream", http.StatusInternalServerError)
+			return
+		}
+		defer s.Abort()
+		for i, title := range []string{"first", "second"} {
+			if err := s.Write(post{i + 1, title}); err != nil {
+				return
+			}
+		}
+		s.Close()
+	}
+	streamExample(http.HandlerFunc(handler))
+	// Output:
+	// application/json
+	// [{"id":1,"title":"first"},{"id":2,"title":"second"}]
+}
+
+// NDJSON is one document per line, which a client can use as they come.
+func ExampleNewNDJSONStream() {
+	handler := func(w http.ResponseWriter, r *http.Request) {
+		s, err := conduit.NewNDJSONStream(w, r)
+		if err != nil {
+			http.Error(w, "cannot stream", http.StatusInternalServerError)
+			return
+		}
+		defer s.Abort()
+		for i := range 3 {
+			if err := s.Write(map[string]int{"square": i * i}); err != nil {
+				return
+			}
+		}
+		s.Close()
+	}
+	streamExample(http.HandlerFunc(handler))
+	// Output:
+	// application/x-ndjson
+	// {"square":0}
+	// {"square":1}
+	// {"square":4}
+}
+
+// The rows of a query, as they come from the database. An error before the
+// first one is out is answered, and one after it cuts the reply.
+func ExampleStreamJSON() {
+	rows := func(yield func(string, error) bool) {
+		// for rows.Next() { ... } and rows.Err() in the end
+		_ = yield("first", nil) && yield("second", nil)
+	}
+	handler := func(w http.ResponseWriter, r *http.Request) {
+		if err := conduit.StreamJSON(w, r, rows); err != nil {
+			conduit.Logger(r.Context()).ErrorContext(r.Context(), "posts", "err", err)
+			// It goes nowhere if the reply has begun.
+			http.Error(w, "the posts are not available", http.StatusInternalServerError)
+		}
+	}
+	streamExample(http.HandlerFunc(handler))
+	// Output:
+	// application/json
+	// ["first","second"]
+}
+
+// Nothing has gone out when the source fails: the client gets a real 500.
+func ExampleStreamJSON_error() {
+	rows := func(yield func(string, error) bool) {
+		yield("", errors.New("no connection to 10.0.0.7"))
+	}
+	handler := func(w http.ResponseWriter, r *http.Request) {
+		if err := conduit.StreamJSON(w, r, rows); err != nil {
+			http.Error(w, "the posts are not available", http.StatusInternalServerError)
+		}
+	}
+	streamExample(http.HandlerFunc(handler))
+	// Output:
+	// 500 Internal Server Error
+	// text/plain; charset=utf-8
+	// the posts are not available
+}
+
+func ExampleStreamNDJSON() {
+	lines := func(yield func(map[string]string, error) bool) {
+		for _, level := range []string{"info", "warn"} {
+			if !yield(map[string]string{"level": level}, nil) {
+				return
+			}
+		}
+	}
+	handler := func(w http.ResponseWriter, r *http.Request) {
+		if err := conduit.StreamNDJSON(w, r, lines); err != nil {
+			http.Error(w, "the log is not available", http.StatusInternalServerError)
+		}
+	}
+	streamExample(http.HandlerFunc(handler))
+	// Output:
+	// application/x-ndjson
+	// {"level":"info"}
+	// {"level":"warn"}
+}
+
+// A typed channel as an iterator, which ends with the channel or the context.
+func ExampleReceive() {
+	handler := func(w http.ResponseWriter, r *http.Request) {
+		results := make(chan int)
+		go func() {
+			defer close(results)
+			for i := range 5 {
+				select {
+				case results <- i * i:
+				case <-r.Context().Done():
+					return
+				}
+			}
+		}()
+		if err := conduit.StreamJSON(w, r, conduit.Receive(r.Context(), results)); err != nil {
+			http.Error(w, "cannot compute", http.StatusInternalServerError)
+		}
+	}
+	streamExample(http.HandlerFunc(handler))
+	// Output:
+	// application/json
+	// [0,1,4,9,16]
+}
+
+// The handler that needs no more than the items of a request.
+func ExampleJSONHandler() {
+	mux := http.NewServeMux()
+	mux.Handle("GET /words/{text}", conduit.JSONHandler(func(r *http.Request) iter.Seq2[string, error] {
+		return func(yield func(string, error) bool) {
+			for word := range strings.SplitSeq(r.PathValue("text"), "+") {
+				if !yield(word, nil) {
+					return
+				}
+			}
+		}
+	}))
+	srv := httptest.NewServer(mux)
+	defer srv.Close()
+
+	res, err := http.Get(srv.URL + "/words/never+odd+or+even")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer res.Body.Close()
+	var words []string
+	if err := json.NewDecoder(res.Body).Decode(&words); err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(len(words), words)
+	// Output:
+	// 4 [never odd or even]
+}
+
+// An event is with the client when WriteSSE returns.
+func ExampleNewSSEStream() {
+	handler := func(w http.ResponseWriter, r *http.Request) {
+		s, err := conduit.NewSSEStream(w, r)
+		if err != nil {
+			http.Error(w, "cannot stream", http.StatusInternalServerError)
+			return
+		}
+		for percent := 50; percent <= 100; percent += 50 {
+			if err := s.WriteSSE(&conduit.SSEEvent{Event: "progress", Data: fmt.Sprint(percent, "%")}); err != nil {
+				return // the client has gone
+			}
+		}
+		s.WriteSSE(&conduit.SSEEvent{Event: "done"})
+	}
+	streamExample(http.HandlerFunc(handler))
+	// Output:
+	// text/event-stream
+	// event: progress
+	// data: 50%
+	//
+	// event: progress
+	// data: 100%
+	//
+	// event: done
+	// data:
+}
+
+// Serve sends what a channel has, with a heartbeat while it has nothing, until
+// the channel closes, the client goes or the server drains.
+func ExampleSSEStream_Serve() {
+	handler := func(w http.ResponseWriter, r *http.Request) {
+		s, err := conduit.NewSSEStream(w, r)
+		if err != nil {
+			http.Error(w, "cannot stream", http.StatusInternalServerError)
+			return
+		}
+		events := make(chan *conduit.SSEEvent, 16)
+		go func() {
+			defer close(events)
+			for _, word := range strings.Fields("one token after another") {
+				select {
+				case events <- &conduit.SSEEvent{Data: word}:
+				case <-r.Context().Done():
+					return
+				}
+			}
+		}()
+		s.Serve(events)
+	}
+	streamExample(http.HandlerFunc(handler))
+	// Output:
+	// text/event-stream
+	// data: one
+	//
+	// data: token
+	//
+	// data: after
+	//
+	// data: another
+}
+
+// SSEHandler logs the error that is returned, sends heartbeats, and at a drain
+// tells the client when to come back.
+func ExampleSSEHandler() {
+	handler := conduit.SSEHandler(func(s *conduit.SSEStream, r *http.Request) error {
+		for i := range 3 {
+			if err := s.WriteSSE(&conduit.SSEEvent{ID: fmt.Sprint(i), Data: fmt.Sprint("square ", i*i)}); err != nil {
+				return err
+			}
+			select {
+			case <-time.After(time.Millisecond):
+			case <-s.Done():
+				return nil
+			}
+		}
+		return nil
+	})
+	streamExample(handler)
+	// Output:
+	// text/event-stream
+	// id: 0
+	// data: square 0
+	//
+	// id: 1
+	// data: square 1
+	//
+	// id: 2
+	// data: square 4
+}
+
+// One side publishes, and every open page has it at once. A client that comes
+// back says what it has had, and gets the rest.
+func ExampleSSEBroker() {
+	broker := conduit.NewSSEBroker(nil)
+	mux := http.NewServeMux()
+	mux.Handle("GET /events", broker)
+	mux.HandleFunc("POST /posts", func(w http.ResponseWriter, r *http.Request) {
+		title, err := io.ReadAll(http.MaxBytesReader(w, r.Body, 1<<10))
+		if err != nil {
+			http.Error(w, "too long", http.StatusRequestEntityTooLarge)
+			return
+		}
+		if err := broker.Publish(&conduit.SSEEvent{Event: "post", Data: string(title)}); err != nil {
+			http.Error(w, "not now", http.StatusServiceUnavailable)
+			return
+		}
+		w.WriteHeader(http.StatusCreated)
+	})
+	srv := httptest.NewServer(mux)
+	defer srv.Close()
+	defer broker.Close() // ends the streams, which srv.Close waits for
+
+	page, err := http.Get(srv.URL + "/events")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer page.Body.Close()
+	for broker.Clients() == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	res, err := http.Post(srv.URL+"/posts", "text/plain", strings.NewReader("hello"))
+	if err != nil {
+		log.Fatal(err)
+	}
+	res.Body.Close()
+	for lines := bufio.NewScanner(page.Body); lines.Scan() && lines.Text() != ""; {
+		if !strings.HasPrefix(lines.Text(), "id: ") { // they differ from one broker to the next
+			fmt.Println(lines.Text())
+		}
+	}
+	// Output:
+	// event: post
+	// data: hello
+}
+
+// streamExample prints what a client gets.
+func streamExample(h http.Handler) {
+	srv := httptest.NewServer(h)
+	defer srv.Close()
+	res, err := http.Get(srv.URL)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer res.Body.Close()
+	body, err := io.ReadAll(res.Body)
+	if err != nil {
+		log.Fatal(err)
+	}
+	if res.StatusCode != http.StatusOK {
+		fmt.Println(res.Status)
+	}
+	fmt.Println(res.Header.Get("Content-Type"))
+	fmt.Println(strings.TrimSpace(string(body)))
 }

@@ -1,11 +1,14 @@
 // Optimized is a service as one would run it in production: a small JSON API
-// and a page with its files, embedded, behind the whole chain of middleware;
+// with streams and events, and a page with its files, embedded, that shows them
+// as they come; all of it behind the whole chain of middleware;
 // HTTP/2, TLS that is renewed without a restart, structured logs and a shutdown
 // that loses no request.
 //
 //	go run ./examples/optimized
 //	curl localhost:8080/api/posts
 //	curl localhost:8080/api/posts --json '{"title": "Hello"}'
+//	curl localhost:8080/api/posts/stream
+//	curl -N localhost:8080/api/events
 //	curl --compressed localhost:8080/static/
 package main
 
@@ -94,7 +97,9 @@ func newHandler(posts *store, files *conduit.FileServer) http.Handler {
 	mux.Handle("GET /health", conduit.Health())
 	mux.HandleFunc("GET /api/posts", posts.serveList)
 	mux.HandleFunc("POST /api/posts", posts.serveCreate)
+	mux.HandleFunc("GET /api/posts/stream", posts.serveStream)
 	mux.HandleFunc("GET /api/posts/{id}", posts.serveOne)
+	mux.Handle("GET /api/events", posts.events)
 	mux.Handle("/api/", unmatched(mux))
 
 	return conduit.Chain(

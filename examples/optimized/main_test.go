@@ -56,6 +56,12 @@ func TestReplies(t *testing.T) {
 		{name: "before not a number", method: "GET", path: "/api/posts?before=x", status: 400, wantType: jsonType},
 		{name: "malformed query", method: "GET", path: "/api/posts?limit=%zz", status: 400, wantType: jsonType},
 
+		{name: "stream", method: "GET", path: "/api/posts/stream", status: 200, wantType: jsonType, want: `[{"id":3,`},
+		{name: "stream of lines", method: "GET", path: "/api/posts/stream?format=ndjson", status: 200, wantType: "application/x-ndjson", want: "}\n{\"id\":1,"},
+		{name: "head of stream", method: "HEAD", path: "/api/posts/stream", status: 200, wantType: jsonType},
+		{name: "stream of what", method: "GET", path: "/api/posts/stream?format=xml", status: 400, wantType: jsonType},
+		{name: "method of events", method: "POST", path: "/api/events", status: 405, wantType: jsonType, header: [2]string{"Allow", "GET, HEAD"}},
+
 		{name: "one", method: "GET", path: "/api/posts/1", status: 200, wantType: jsonType, want: `{"id":1,`},
 		{name: "unknown", method: "GET", path: "/api/posts/4000", status: 404, wantType: jsonType},
 		{name: "negative", method: "GET", path: "/api/posts/-1", status: 404, wantType: jsonType},
@@ -264,6 +270,85 @@ func TestPagesFollowTheirLinks(t *testing.T) {
 	}
 	if want != 0 {
 		t.Errorf("the pages ended before post %d", want)
+	}
+}
+
+// The stream is taken a page at a time, and has every post once.
+func TestStreamHasEveryPost(t *testing.T) {
+	const posts = 2*maxLimit + 50
+	s := newStore()
+	for s.len() < posts {
+		s.add("title", "body")
+	}
+	_, body := do(t, http.DefaultClient, newGet(t, newTestServer(t, s).URL+"/api/posts/stream"))
+	var got []post
+	if err := json.Unmarshal([]byte(body), &got); err != nil || len(got) != posts {
+		t.Fatalf("%d posts of %d, %v", len(got), posts, err)
+	}
+	for i, p := range got {
+		if p.ID != int64(posts-i) {
+			t.Fatalf("post %d at place %d", p.ID, i)
+		}
+	}
+}
+
+// Every page that is open has a new post while the reply to it is still on its
+// way, and one that comes back has what it missed.
+func TestNewPostReachesEveryOpenPage(t *testing.T) {
+	srv := newTestServer(t, newStore())
+	open := func(last string) *bufio.Scanner {
+		req := newGet(t, srv.URL+"/api/events")
+		if last != "" {
+			req.Header.Set("Last-Event-ID", last)
+		}
+		resp, err := srv.Client().Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { resp.Body.Close() })
+		if resp.StatusCode != 200 || resp.Header.Get("Content-Type") != "text/event-stream" {
+			t.Fatalf("events: %d, %q", resp.StatusCode, resp.Header.Get("Content-Type"))
+		}
+		return bufio.NewScanner(resp.Body)
+	}
+	next := func(lines *bufio.Scanner) (id, title string) {
+		for lines.Scan() {
+			name, value, _ := strings.Cut(lines.Text(), ": ")
+			switch name {
+			case "id":
+				id = value
+			case "data":
+				var p post
+				if err := json.Unmarshal([]byte(value), &p); err != nil {
+					t.Fatalf("%q: %v", value, err)
+				}
+				return id, p.Title
+			}
+		}
+		t.Fatalf("the events ended: %v", lines.Err())
+		return "", ""
+	}
+	create := func(title string) {
+		resp, err := srv.Client().Post(srv.URL+"/api/posts", "application/json", strings.NewReader(`{"title":"`+title+`"}`))
+		if err != nil || resp.StatusCode != http.StatusCreated {
+			t.Fatalf("create: %v, %v", resp, err)
+		}
+		resp.Body.Close()
+	}
+
+	pages := []*bufio.Scanner{open(""), open(""), open("")}
+	create("first")
+	var last string
+	for i, page := range pages {
+		id, title := next(page)
+		if title != "first" || id == "" {
+			t.Errorf("page %d got %q with the id %q", i, title, id)
+		}
+		last = id
+	}
+	create("second")
+	if id, title := next(open(last)); title != "second" || id == last {
+		t.Errorf("who comes back got %q with the id %q", title, id)
 	}
 }
 

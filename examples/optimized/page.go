@@ -52,6 +52,10 @@ var pageTemplate = template.Must(template.New("page").Parse(`<!DOCTYPE html>
 <dd>The posts, newest first: <code>?limit=</code> of them (1 to 100), those older than <code>?before=</code> an id.</dd>
 <dt><a href="/api/posts/1">GET /api/posts/{id}</a></dt>
 <dd>One post.</dd>
+<dt><a href="/api/posts/stream">GET /api/posts/stream</a></dt>
+<dd>All posts as they are found, in one array or, with <code>?format=ndjson</code>, one a line.</dd>
+<dt><a href="/api/events">GET /api/events</a></dt>
+<dd>New posts as they are made: server-sent events.</dd>
 <dt><code>POST /api/posts</code></dt>
 <dd>A new post, from a JSON object with a title and a body.</dd>
 <dt><a href="/health">GET /health</a></dt>
@@ -61,7 +65,8 @@ var pageTemplate = template.Must(template.New("page").Parse(`<!DOCTYPE html>
 </dl>
 <pre><code>curl localhost:8080/api/posts --json '{"title": "Hello"}'</code></pre>
 <h2>The newest</h2>
-<ul id="newest"></ul>
+<p id="state" role="status">Connecting.</p>
+<ul id="newest" aria-live="polite"></ul>
 </main>
 </body>
 </html>

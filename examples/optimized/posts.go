@@ -5,6 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
+	"log/slog"
+	"math"
 	"mime"
 	"net/http"
 	"net/url"
@@ -13,6 +16,8 @@ import (
 	"sync"
 	"time"
 	"unicode/utf8"
+
+	"example.com/conduit"
 )
 
 const (
@@ -38,6 +43,8 @@ func (p *post) size() int { return len(p.Title) + len(p.Body) }
 // most maxTextBytes of text. Beyond either the oldest give way, so that no
 // number of requests can exhaust the memory.
 type store struct {
+	events *conduit.SSEBroker // tells every open page of a new post
+
 	mu    sync.RWMutex // guards what follows
 	ring  []post       // the post with this id is at id % maxPosts
 	first int64        // the oldest post that is kept
@@ -47,7 +54,7 @@ type store struct {
 
 // newStore returns a store with a few posts to look at.
 func newStore() *store {
-	s := &store{ring: make([]post, maxPosts), first: 1, next: 1}
+	s := &store{events: conduit.NewSSEBroker(nil), ring: make([]post, maxPosts), first: 1, next: 1}
 	s.add("Welcome", "A conduit is a pipe that does not leak.")
 	s.add("Timeouts", "Two layers: the server guards its connections, the middleware its handlers.")
 	s.add("Shutting down", "Say it, wait, stop to accept, finish, and only then leave.")
@@ -67,7 +74,22 @@ func (s *store) add(title, body string) post {
 		s.first++
 	}
 	s.ring[p.ID%maxPosts] = p
+	s.announce(&p)
 	return p
+}
+
+// announce publishes a post. It is called with the lock held, so that posts
+// are announced in their order; Publish waits for nobody. The event is left
+// without an id: those of posts begin anew with the process, and a browser
+// that comes back would take another post for one that it knows.
+func (s *store) announce(p *post) {
+	data, err := json.Marshal(p)
+	if err == nil {
+		err = s.events.Publish(&conduit.SSEEvent{Event: "post", Data: string(data)})
+	}
+	if err != nil {
+		slog.Error("post not announced", "id", p.ID, "err", err)
+	}
 }
 
 func (s *store) get(id int64) (p post, ok bool) {
@@ -93,6 +115,23 @@ func (s *store) list(before int64, limit int) (posts []post, more bool) {
 	return posts, id >= s.first
 }
 
+// all yields every post, newest first. It takes them a page at a time, so that
+// no lock is held while a slow client takes its own.
+func (s *store) all() iter.Seq2[post, error] {
+	return func(yield func(post, error) bool) {
+		for before, more := int64(math.MaxInt64), true; more; {
+			var posts []post
+			posts, more = s.list(before, maxLimit)
+			for _, p := range posts {
+				if !yield(p, nil) {
+					return
+				}
+				before = p.ID
+			}
+		}
+	}
+}
+
 func (s *store) len() int {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
@@ -113,7 +152,7 @@ func (s *store) serveList(w http.ResponseWriter, r *http.Request) {
 		writeError(w, http.StatusBadRequest, fmt.Sprintf("limit must be a number from 1 to %d", maxLimit))
 		return
 	}
-	before, err := parameter(query, "before", 1<<63-1)
+	before, err := parameter(query, "before", math.MaxInt64)
 	if err != nil || before < 1 {
 		writeError(w, http.StatusBadRequest, "before must be the id of a post")
 		return
@@ -125,6 +164,24 @@ func (s *store) serveList(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Link", fmt.Sprintf(`</api/posts?before=%d&limit=%d>; rel="next"`, last, limit))
 	}
 	writeJSON(w, http.StatusOK, posts)
+}
+
+// serveStream replies with every post there is, as an array or, with
+// ?format=ndjson, as a document a line.
+func (s *store) serveStream(w http.ResponseWriter, r *http.Request) {
+	stream := conduit.StreamJSON[post]
+	switch format := r.FormValue("format"); format {
+	case "", "json":
+	case "ndjson":
+		stream = conduit.StreamNDJSON[post]
+	default:
+		writeError(w, http.StatusBadRequest, "format must be json or ndjson")
+		return
+	}
+	if err := stream(w, r, s.all()); err != nil {
+		conduit.Logger(r.Context()).Info("stream failed", "path", r.URL.Path, "err", err)
+		writeError(w, http.StatusInternalServerError, "internal error") // goes nowhere once the array has begun
+	}
 }
 
 func parameter(query url.Values, name string, fallback int64) (int64, error) {

@@ -1,21 +1,67 @@
-// Shows the newest posts on the page of the service. What the API sends is put
-// in as text and never as HTML.
+// Shows the newest posts on the page of the service, and new ones as they are
+// made. What the API sends is put in as text and never as HTML.
 const list = document.querySelector("#newest");
+const state = document.querySelector("#state");
+const shown = 5;
 
-async function show() {
-	const reply = await fetch("/api/posts?limit=5");
+function item(post) {
+	const title = document.createElement("strong");
+	title.textContent = post.title;
+	const li = document.createElement("li");
+	li.dataset.id = post.id;
+	li.append(title, " ", post.body);
+	return li;
+}
+
+// add puts a post where its id belongs: the list that is fetched and the event
+// may both bring it, in either order.
+function add(post) {
+	let next = list.firstElementChild;
+	while (next && Number(next.dataset.id) > post.id) {
+		next = next.nextElementSibling;
+	}
+	if (next && Number(next.dataset.id) === post.id) {
+		return;
+	}
+	list.insertBefore(item(post), next);
+	while (list.childElementCount > shown) {
+		list.lastElementChild.remove();
+	}
+}
+
+async function load() {
+	const reply = await fetch(`/api/posts?limit=${shown}`);
 	if (!reply.ok) {
 		throw new Error(`the list could not be had: ${reply.status}`);
 	}
 	for (const post of await reply.json()) {
-		const title = document.createElement("strong");
-		title.textContent = post.title;
-		const item = document.createElement("li");
-		item.append(title, " ", post.body);
-		list.append(item);
+		add(post);
 	}
 }
 
-show().catch((err) => {
-	list.textContent = err.message;
+// reload begins with an empty list: posts that were missed, or are no more.
+function reload() {
+	list.replaceChildren();
+	load().catch((err) => {
+		state.textContent = err.message;
+	});
+}
+
+const events = new EventSource("/api/events");
+let connected = false;
+events.addEventListener("open", () => {
+	state.textContent = "New posts appear as they are made.";
+	// Only now: what is made while the list is on its way comes as an event.
+	// When the connection was lost, what it missed is sent again, or a gap.
+	if (!connected) {
+		connected = true;
+		reload();
+	}
+});
+events.addEventListener("post", (event) => add(JSON.parse(event.data)));
+events.addEventListener("gap", reload);
+events.addEventListener("error", () => {
+	state.textContent = events.readyState === EventSource.CLOSED
+		? "The service has ended the connection. Reload the page to see new posts."
+		: "The connection is lost. It is tried again.";
 });
