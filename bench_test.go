@@ -37,6 +37,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httputil"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -1094,9 +1095,11 @@ func sseBenchBroker(b *testing.B, h http.Handler, clients int, publish func(*con
 				b.Fatal(err)
 			}
 		}
+		// A chunk may end anywhere in a line.
+		body := bufio.NewReaderSize(httputil.NewChunkedReader(in), 4<<10)
 		readers.Go(func() {
 			for {
-				line, err := in.ReadSlice('\n')
+				line, err := body.ReadSlice('\n')
 				if err != nil {
 					return
 				}
