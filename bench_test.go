@@ -1013,7 +1013,7 @@ func (w *streamBenchWriter) Header() http.Header              { return w.header 
 func (w *streamBenchWriter) WriteHeader(int)                  {}
 func (w *streamBenchWriter) FlushError() error                { return nil }
 func (w *streamBenchWriter) SetWriteDeadline(time.Time) error { return nil }
-func (w *streamBenchWriter) Write(p []byte) (int, error) { w.n += int64(len(p)); return len(p), nil }
+func (w *streamBenchWriter) Write(p []byte) (int, error)      { w.n += int64(len(p)); return len(p), nil }
 
 func (w *streamBenchWriter) WriteString(s string) (int, error) {
 	w.n += int64(len(s))
