@@ -2398,6 +2398,31 @@ func muteReply(w http.ResponseWriter) bool {
 	}
 }
 
+// replyBegun reports whether a status has been chosen for the reply, as far as
+// the wrappers of this package know. It asks timeout.go's by their method
+// replyBegun, and goes no further: what is around them may be in use.
+func replyBegun(w http.ResponseWriter) bool {
+	for {
+		switch x := w.(type) {
+		case interface{ replyBegun() bool }:
+			return x.replyBegun()
+		case *exchange:
+			if x.status != 0 {
+				return true
+			}
+		case *compressWriter:
+			if x.state != compressOpen {
+				return true
+			}
+		}
+		u, ok := w.(interface{ Unwrap() http.ResponseWriter })
+		if !ok {
+			return false
+		}
+		w = u.Unwrap()
+	}
+}
+
 // cutReply is muteReply for a handler's own goroutine. It panics with
 // [http.ErrAbortHandler] where nothing else cuts the reply of a server.
 func cutReply(w http.ResponseWriter, r *http.Request) {

@@ -8100,6 +8100,98 @@ type streamPanics struct{}
 func (streamPanics) MarshalJSON() ([]byte, error) { panic("secret") }
 
 // A panic is Recovery's: with a 500 if nothing is out, or the reply is cut.
+// A panic of an element is one more way to end: the timer that was to send what
+// is pending does not write beside the one who answers for the panic.
+func TestJSONPanicOfAnElementEndsTheStream(t *testing.T) {
+	for name, write := range map[string]func(s *conduit.JSONStream, v any) error{
+		"Write": func(s *conduit.JSONStream, v any) error { return s.Write(v) },
+		"WriteJSONArray": func(s *conduit.JSONStream, v any) error {
+			items := make(chan any, 1)
+			items <- v
+			return s.WriteJSONArray(items)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				l := newPipeListener()
+				answer := func(next http.Handler) http.Handler {
+					return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+						defer func() {
+							recover()
+							time.Sleep(time.Second) // the timer has had its time
+							http.Error(w, "sorry", http.StatusInternalServerError)
+						}()
+						next.ServeHTTP(w, r)
+					})
+				}
+				serveOn(t, newServer(t, &conduit.Config{Handler: answer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					s, err := conduit.NewJSONStream(w, r)
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					if err := s.Write("one"); err != nil {
+						t.Error(err)
+					}
+					write(s, panicMarshaler{})
+				}))}), l)
+				if got := get(t, l.client(t), "http://x/"); got.status != 500 || got.body != "sorry\n" {
+					t.Errorf("%d %q, want the 500 alone", got.status, got.body)
+				}
+			})
+		})
+	}
+}
+
+type panicMarshaler struct{}
+
+func (panicMarshaler) MarshalJSON() ([]byte, error) { panic("an element") }
+
+// With a status of its own a reply cannot become a 500 any more: it is cut.
+func TestJSONErrorAfterWriteHeaderCutsTheReply(t *testing.T) {
+	for name, chain := range map[string]conduit.Middleware{
+		"alone": conduit.Chain(),
+		"chain": conduit.Chain(conduit.Recovery(), conduit.Logging(), conduit.Timeout(time.Minute), conduit.Compression()),
+	} {
+		eachProtocol(t, func(t *testing.T, p protocol) {
+			srv := p.server(t, &conduit.Config{Handler: chain(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				w.Header().Set("Content-Type", "application/json")
+				w.WriteHeader(http.StatusCreated)
+				err := conduit.StreamJSON(w, r, func(yield func(int, error) bool) { yield(0, errors.New("early")) })
+				if err == nil {
+					t.Error("no error")
+				}
+			}))})
+			res, err := p.client(t).Get(p.serve(t, srv))
+			if err == nil {
+				_, err = io.ReadAll(res.Body)
+				res.Body.Close()
+			}
+			if err == nil {
+				t.Errorf("%s: the reply looks whole: %d", name, res.StatusCode)
+			}
+		})
+	}
+}
+
+// A quadratic scan would take minutes for this, with the broker's lock held.
+func TestSSEDataOfManyLines(t *testing.T) {
+	const n = 1 << 20
+	for _, end := range []string{"\r", "\n", "\r\n"} {
+		rec := httptest.NewRecorder()
+		s, err := conduit.NewSSEStream(rec, httptest.NewRequest("GET", "/", nil))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.WriteSSE(&conduit.SSEEvent{Data: strings.Repeat(end, n)}); err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.Count(rec.Body.String(), "data:\n"); got != n+1 {
+			t.Errorf("%q: %d lines, want %d", end, got, n+1)
+		}
+	}
+}
+
 func TestJSONPanicsPassOn(t *testing.T) {
 	eachProtocol(t, func(t *testing.T, p protocol) {
 		for _, limit := range append(timeouts, noTimeout) {

@@ -156,8 +156,9 @@ func (s *Stream) Done() <-chan struct{} { return s.reply.Done() }
 // set. If something has, the reply is cut at once, as by [JSONStream.Abort].
 //
 // A JSONStream is for one goroutine, but for Done. What the handler sets in the
-// header is to be there before the first element, and it must not return before
-// Close or Abort was called, which [StreamJSON] sees to by itself.
+// header is to be there before the first element. It must not return, or panic,
+// before Close or Abort was called, which [StreamJSON] sees to by itself, and not
+// call WriteHeader before: an early error could not be answered then.
 type JSONStream struct {
 	reply  streamReply
 	lines  bool
@@ -183,7 +184,7 @@ func NewJSONStream(w http.ResponseWriter, r *http.Request) (*JSONStream, error) 
 // NewNDJSONStream is [NewJSONStream] for newline-delimited JSON, of type
 // application/x-ndjson: one document a line, which a client can read while
 // they come. A client cannot tell a cut one from a whole one by its content,
-// only by how the reply ended.
+// only by how the reply ended, and on HTTP/1.0 not at all.
 func NewNDJSONStream(w http.ResponseWriter, r *http.Request) (*JSONStream, error) {
 	return newJSONStream(w, r, "NewNDJSONStream", ndjsonStreamType, true)
 }
@@ -215,7 +216,15 @@ func (s *JSONStream) Write(v any) error {
 	// or panic.
 	element := &s.buf.element
 	element.Reset()
-	if err := s.buf.encoder.Encode(v); err != nil {
+	returned := false
+	defer func() {
+		if !returned {
+			s.abandon()
+		}
+	}()
+	err := s.buf.encoder.Encode(v)
+	returned = true
+	if err != nil {
 		return s.fail(fmt.Errorf("conduit: stream: element: %w", err))
 	}
 	pending, err := s.add(element.Bytes())
@@ -462,11 +471,19 @@ func (s *JSONStream) drop() bool {
 	s.end()
 	started := s.reply.started
 	s.reply.unlock()
-	s.reply.release()
-	if !started {
-		s.reply.deadline.arm() // for the reply that the handler makes
+	defer s.reply.release()
+	if started = started || replyBegun(s.reply.w); !started {
+		s.reply.giveBack()
 	}
 	return started && !s.reply.head
+}
+
+// abandon ends the stream of a panic that passes through: no timer must write to
+// the reply any more, which is cut if it has begun.
+func (s *JSONStream) abandon() {
+	if s.drop() {
+		muteReply(s.reply.w)
+	}
 }
 
 // fail ends the stream with an error, the first if there was one before.
@@ -515,7 +532,7 @@ func streamItems[T any](s *JSONStream, items iter.Seq2[T, error]) error {
 	if s.reply.head {
 		return s.sendHead()
 	}
-	defer s.drop() // for a panic, which cuts the reply by itself
+	defer s.abandon() // for a panic of items
 	// A pointer to one variable spares an allocation for each item, and has
 	// MarshalJSON called where it is a method of *T.
 	item := new(T)
@@ -567,7 +584,7 @@ func JSONHandler[T any](items func(*http.Request) iter.Seq2[T, error]) http.Hand
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		s, err := NewJSONStream(w, r)
 		if err == nil {
-			defer s.drop()
+			defer s.abandon()
 			err = streamItems(s, items(r))
 		}
 		if err == nil {
@@ -604,7 +621,8 @@ func logStreamFailure(r *http.Request, err error) {
 // [WHATWG HTML, Section 9.2]: https://html.spec.whatwg.org/multipage/server-sent-events.html
 type SSEEvent struct {
 	// ID is what a client that reconnects sends as Last-Event-ID; empty leaves
-	// the last one in place. A line break or NUL in it is an error.
+	// the last one in place. A control character in it, such as a line break or
+	// NUL, is an error. An [SSEBroker] tells events apart by it.
 	ID string
 
 	// Event is the type under which a browser dispatches the event, "message"
@@ -625,8 +643,8 @@ func (e *SSEEvent) check() error {
 	switch {
 	case e == nil:
 		return errors.New("conduit: stream: event: is nil")
-	case strings.ContainsAny(e.ID, "\r\n\x00"):
-		return fmt.Errorf("conduit: stream: ID: %q has a line break or a NUL", e.ID)
+	case strings.ContainsFunc(e.ID, isControl):
+		return fmt.Errorf("conduit: stream: ID: %q has a control character", e.ID)
 	case strings.ContainsAny(e.Event, "\r\n"):
 		return fmt.Errorf("conduit: stream: Event: %q has a line break", e.Event)
 	case e.Retry < 0:
@@ -634,6 +652,10 @@ func (e *SSEEvent) check() error {
 	}
 	return nil
 }
+
+// isControl reports what no field value has (RFC 9110, Section 5.5), and with it
+// no Last-Event-ID: net/http answers 400 to one that does, which is final.
+func isControl(c rune) bool { return c < ' ' && c != '\t' || c == 0x7f }
 
 // onlyRetry reports whether the event carries nothing for the page.
 func (e *SSEEvent) onlyRetry() bool {
@@ -673,13 +695,12 @@ func (e *SSEEvent) append(b []byte) []byte {
 // The space after that is not part of the text, but would be missed by one that
 // begins with a space.
 func appendLines(b []byte, prefix, text string) []byte {
+	next := strings.IndexByte
+	if strings.IndexByte(text, '\r') >= 0 {
+		next = func(text string, _ byte) int { return strings.IndexAny(text, "\r\n") }
+	}
 	for {
-		end := strings.IndexByte(text, '\n')
-		if cr := strings.IndexByte(text[:max(end, 0)], '\r'); cr >= 0 {
-			end = cr
-		} else if end < 0 {
-			end = strings.IndexByte(text, '\r')
-		}
+		end := next(text, '\n')
 		line := text
 		if end >= 0 {
 			line = text[:end]
@@ -920,7 +941,8 @@ func (s *SSEStream) farewell() error {
 	s.bye = true
 	s.reply.unlock()
 	if bye {
-		return nil
+		_, err := s.reply.write(nil)
+		return err
 	}
 	wait := time.Second + time.Duration(rand.IntN(9001))*time.Millisecond
 	return s.WriteSSE(&SSEEvent{Retry: wait})
@@ -1455,6 +1477,7 @@ func (s *streamReply) sendAside(p []byte) (err error) {
 		}
 		if err != nil {
 			s.err = err
+			s.cut = s.started && muteReply(s.w)
 			s.release()
 		}
 	}()
@@ -1573,14 +1596,14 @@ func (s *streamReply) fail(err error) error {
 		s.err = err
 	}
 	err = s.err
-	started, cut := s.started, s.cut
+	started, cut := s.started || replyBegun(s.w), s.cut
 	s.cut = true
 	s.unlock()
-	s.release()
+	defer s.release() // last: whom it wakes may return, and nobody touch w then
 	switch {
 	case cut:
 	case !started:
-		s.deadline.arm()
+		s.giveBack()
 	case s.head:
 	case s.document != nil:
 		cutReply(s.w, s.r)
@@ -1588,6 +1611,14 @@ func (s *streamReply) fail(err error) error {
 		muteReply(s.w) // any goroutine may be here, and must not panic
 	}
 	return err
+}
+
+// giveBack leaves a reply that has not begun to the handler, under the time that
+// the server gives it.
+func (s *streamReply) giveBack() {
+	if srv, ok := s.ctx.Value(http.ServerContextKey).(*http.Server); ok && srv.WriteTimeout > 0 {
+		rollingDeadline{s.w, srv.WriteTimeout}.arm()
+	}
 }
 
 func (s *streamReply) sinceFlush() time.Duration {

@@ -638,6 +638,10 @@ func (t *timeoutWriter) releaseTimeout() bool {
 	return t.state.CompareAndSwap(timeoutRunning, timeoutReleased) || t.state.Load() != timeoutFired
 }
 
+// replyBegun reports whether the handler has begun its reply. The function
+// replyBegun in conduit.go calls it.
+func (t *timeoutWriter) replyBegun() bool { return t.started.Load() }
+
 // end notes that the handler has ended and reports whether that was in time.
 func (t *timeoutWriter) end() bool {
 	return t.state.CompareAndSwap(timeoutRunning, timeoutEnded) ||
