@@ -9674,6 +9674,9 @@ func FuzzSSEEvent(f *testing.F) {
 	f.Add("", "", "a\nb\rc\r\nd\n", int64(0))
 	f.Add("a\nb", "", "x", int64(0))
 	f.Add("\x00", "", "x", int64(0))
+	f.Add("\x10", "0", "0", int64(1000000060))
+	f.Add("\t", "", "x", int64(0))
+	f.Add("\x7f", "", "x", int64(0))
 	f.Add("", "e\rdata: x", "x", int64(0))
 	f.Add(" ", " ", " ", int64(-1))
 	f.Add("", "", "", int64(10*time.Second))
@@ -9687,7 +9690,8 @@ func FuzzSSEEvent(f *testing.F) {
 		}
 		e := conduit.SSEEvent{ID: id, Event: event, Data: data, Retry: time.Duration(retry)}
 		err = s.WriteSSE(&e)
-		invalid := strings.ContainsAny(id, "\r\n\x00") || strings.ContainsAny(event, "\r\n") || retry < 0
+		control := func(c rune) bool { return c < ' ' && c != '\t' || c == 0x7f }
+		invalid := strings.ContainsFunc(id, control) || strings.ContainsAny(event, "\r\n") || retry < 0
 		if invalid != (err != nil) && utf8.ValidString(id+event+data) {
 			t.Fatalf("%+q: %v, and invalid %t", e, err, invalid)
 		}
