@@ -9745,7 +9745,7 @@ func (w sseFuzzWriter) FlushError() error   { return nil }
 
 // FuzzLastEventID comes back with any id to a broker that knows three.
 func FuzzLastEventID(f *testing.F) {
-	for _, id := range []string{"", "one", "two", "three", "four", "One", " one", "one ", "\x00", "one\ndata: x", "-1", "00000000-1", "18446744073709551616", strings.Repeat("9", 1000), "\xff"} {
+	for _, id := range []string{"", "one", "two", "three", "four", "One", " one", "one ", "\x00", "one\x00", "one\ndata: x", "-1", "00000000-1", "18446744073709551616", strings.Repeat("9", 1000), "\xff"} {
 		f.Add(id)
 	}
 	f.Fuzz(func(t *testing.T, id string) {
