@@ -1087,18 +1087,22 @@ func exchangeOf(w http.ResponseWriter, r *http.Request) *exchange {
 		return x
 	}
 	x := &exchange{ResponseWriter: w}
-	for {
-		u, ok := w.(interface{ Unwrap() http.ResponseWriter })
-		if !ok {
-			x.server, x.id = serverFrom(r.Context()), RequestIDFrom(r.Context())
-			return x
-		}
-		w = u.Unwrap()
+	for w = unwrap(w); w != nil; w = unwrap(w) {
 		if outer, ok := w.(*exchange); ok {
 			x.server, x.id, x.recovers = outer.server, outer.id, outer.recovers
 			return x
 		}
 	}
+	x.server, x.id = serverFrom(r.Context()), RequestIDFrom(r.Context())
+	return x
+}
+
+// unwrap returns the ResponseWriter inside of w, nil if w does not tell of one.
+func unwrap(w http.ResponseWriter) http.ResponseWriter {
+	if u, ok := w.(interface{ Unwrap() http.ResponseWriter }); ok {
+		return u.Unwrap()
+	}
+	return nil
 }
 
 func (x *exchange) logger() *slog.Logger {
@@ -2135,7 +2139,7 @@ func (z *compressWriter) FlushError() error {
 	if z.finished.Load() {
 		return errFinished
 	}
-	if !canFlush(z.ResponseWriter) {
+	if z.state < compressPlain && !canFlush(z.ResponseWriter) {
 		return http.ErrNotSupported // and nothing is settled by it
 	}
 	if z.state == compressOpen {
@@ -2189,15 +2193,10 @@ func (z *compressWriter) finish() {
 // leaveUncoded has every Compression around w leave the reply as it is, and its
 // Content-Length with it. FastTimeout needs that.
 func leaveUncoded(w http.ResponseWriter) {
-	for {
+	for ; w != nil; w = unwrap(w) {
 		if z, ok := w.(*compressWriter); ok {
 			z.accepted = false
 		}
-		u, ok := w.(interface{ Unwrap() http.ResponseWriter })
-		if !ok {
-			return
-		}
-		w = u.Unwrap()
 	}
 }
 
@@ -2314,8 +2313,11 @@ func mediaType(contentType string) string {
 	return strings.ToLower(textproto.TrimString(t))
 }
 
-// varyAcceptEncoding is shared by replies and never written to.
-var varyAcceptEncoding = []string{"Accept-Encoding"}
+// These are shared by replies and never written to.
+var (
+	varyAcceptEncoding = []string{"Accept-Encoding"}
+	nosniffValue       = []string{"nosniff"}
+)
 
 // addVary adds a field name to Vary unless it is there. The values that are
 // there may be shared with other replies.
@@ -2367,16 +2369,12 @@ func putGzipWriter(z *gzip.Writer, level int) { gzipWriters[level].Put(z) }
 // reply that outlives them by nature. False means that one has fired, and
 // nothing may be written. It finds timeout.go's by their method releaseTimeout.
 func releaseTimeout(w http.ResponseWriter) bool {
-	for {
+	for ; w != nil; w = unwrap(w) {
 		if t, ok := w.(interface{ releaseTimeout() bool }); ok && !t.releaseTimeout() {
 			return false
 		}
-		u, ok := w.(interface{ Unwrap() http.ResponseWriter })
-		if !ok {
-			return true
-		}
-		w = u.Unwrap()
 	}
+	return true
 }
 
 // muteReply cuts a reply that has begun: the client sees that it is not whole,
@@ -2386,23 +2384,19 @@ func releaseTimeout(w http.ResponseWriter) bool {
 // HTTP/1 has net/http's last flush fail, and the connection closed.
 func muteReply(w http.ResponseWriter) bool {
 	err := http.NewResponseController(w).SetWriteDeadline(time.Unix(1, 0))
-	for {
+	for ; w != nil; w = unwrap(w) {
 		if x, ok := w.(*exchange); ok {
 			x.muted.Store(true)
 		}
-		u, ok := w.(interface{ Unwrap() http.ResponseWriter })
-		if !ok {
-			return !errors.Is(err, http.ErrNotSupported)
-		}
-		w = u.Unwrap()
 	}
+	return !errors.Is(err, http.ErrNotSupported)
 }
 
 // replyBegun reports whether a status has been chosen for the reply, as far as
 // the wrappers of this package know. It asks timeout.go's by their method
 // replyBegun, and goes no further: what is around them may be in use.
 func replyBegun(w http.ResponseWriter) bool {
-	for {
+	for ; w != nil; w = unwrap(w) {
 		switch x := w.(type) {
 		case interface{ replyBegun() bool }:
 			return x.replyBegun()
@@ -2415,12 +2409,8 @@ func replyBegun(w http.ResponseWriter) bool {
 				return true
 			}
 		}
-		u, ok := w.(interface{ Unwrap() http.ResponseWriter })
-		if !ok {
-			return false
-		}
-		w = u.Unwrap()
 	}
+	return false
 }
 
 // cutReply is muteReply for a handler's own goroutine. It panics with
@@ -2434,12 +2424,8 @@ func cutReply(w http.ResponseWriter, r *http.Request) {
 // canFlush reports whether what is written to w can be flushed. The wrappers of
 // this package all have a Flush, so that the innermost writer tells.
 func canFlush(w http.ResponseWriter) bool {
-	for {
-		u, ok := w.(interface{ Unwrap() http.ResponseWriter })
-		if !ok {
-			break
-		}
-		w = u.Unwrap()
+	for inner := unwrap(w); inner != nil; inner = unwrap(w) {
+		w = inner
 	}
 	switch w.(type) {
 	case http.Flusher, interface{ FlushError() error }:
@@ -2461,11 +2447,17 @@ type rollingDeadline struct {
 // newRollingDeadline allows each write the server's WriteTimeout, and 15
 // seconds where there is none.
 func newRollingDeadline(w http.ResponseWriter, r *http.Request) rollingDeadline {
-	allowance := 15 * time.Second
-	if srv, ok := r.Context().Value(http.ServerContextKey).(*http.Server); ok && srv.WriteTimeout > 0 {
-		allowance = srv.WriteTimeout
+	return rollingDeadline{w, cmp.Or(writeTimeoutOf(r.Context()), 15*time.Second)}
+}
+
+// writeTimeoutOf returns the WriteTimeout of the server of the request with this
+// context, 0 if there is none.
+func writeTimeoutOf(ctx context.Context) time.Duration {
+	srv, ok := ctx.Value(http.ServerContextKey).(*http.Server)
+	if !ok {
+		return 0
 	}
-	return rollingDeadline{w, allowance}
+	return max(srv.WriteTimeout, 0)
 }
 
 func (d rollingDeadline) arm() error { return d.set(time.Now().Add(d.allowance)) }

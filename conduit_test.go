@@ -6730,6 +6730,18 @@ var streamChains = []struct {
 	{"whole", conduit.Chain(foreign, conduit.RequestID(), conduit.Recovery(), conduit.Timeout(time.Minute), foreign, conduit.Compression(), foreign)},
 }
 
+// handler opens a stream for each request and has serve write it.
+func (kind streamKind) handler(t *testing.T, serve func(w http.ResponseWriter, r *http.Request, s *streamWriter)) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s, err := kind.open(w, r)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		serve(w, r, s)
+	})
+}
+
 // eachStream runs a test for each kind over each protocol.
 func eachStream(t *testing.T, test func(t *testing.T, p protocol, kind streamKind)) {
 	eachProtocol(t, func(t *testing.T, p protocol) {
@@ -6953,12 +6965,7 @@ func TestStreamWritesAreDelivered(t *testing.T) {
 		for _, chain := range streamChains {
 			t.Run(chain.name, func(t *testing.T) {
 				next := make(chan string)
-				url := streamServe(t, p, conduit.Config{Handler: chain.mw(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-					s, err := kind.open(w, r)
-					if err != nil {
-						t.Error(err)
-						return
-					}
+				url := streamServe(t, p, conduit.Config{Handler: chain.mw(kind.handler(t, func(w http.ResponseWriter, r *http.Request, s *streamWriter) {
 					for text := range next {
 						if err := s.send(text); err != nil {
 							t.Error(err)
@@ -7028,12 +7035,7 @@ func TestStreamsOutliveTheirTimeouts(t *testing.T) {
 		for _, limit := range append(timeouts, noTimeout) {
 			t.Run(limit.name, func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
-					h := conduit.Chain(conduit.Logging(), limit.new(10*time.Second), foreign)(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-						s, err := kind.open(w, r)
-						if err != nil {
-							t.Error(err)
-							return
-						}
+					h := conduit.Chain(conduit.Logging(), limit.new(10*time.Second), foreign)(kind.handler(t, func(w http.ResponseWriter, r *http.Request, s *streamWriter) {
 						for _, text := range []string{"one", "two", "three"} {
 							if err := s.send(text); err != nil {
 								t.Errorf("%s: %v", text, err)
@@ -7072,12 +7074,7 @@ func TestStreamsOutliveTheirTimeouts(t *testing.T) {
 func TestStreamMayBeginAfterWriteTimeout(t *testing.T) {
 	eachStream(t, func(t *testing.T, p protocol, kind streamKind) {
 		synctest.Test(t, func(t *testing.T) {
-			_, client, url := streamBubble(t, p, conduit.Config{WriteTimeout: 5 * time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				s, err := kind.open(w, r)
-				if err != nil {
-					t.Error(err)
-					return
-				}
+			_, client, url := streamBubble(t, p, conduit.Config{WriteTimeout: 5 * time.Second, Handler: kind.handler(t, func(w http.ResponseWriter, r *http.Request, s *streamWriter) {
 				time.Sleep(time.Minute)
 				if err := errors.Join(s.send("late"), s.end()); err != nil {
 					t.Error(err)
@@ -7294,12 +7291,7 @@ func TestStreamNoticesThatTheClientIsGone(t *testing.T) {
 func TestStreamDoneClosesAtADrain(t *testing.T) {
 	eachStream(t, func(t *testing.T, p protocol, kind streamKind) {
 		started := make(chan struct{})
-		srv, url := streamServer(t, p, conduit.Config{Handler: conduit.Timeout(time.Minute)(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			s, err := kind.open(w, r)
-			if err != nil {
-				t.Error(err)
-				return
-			}
+		srv, url := streamServer(t, p, conduit.Config{Handler: conduit.Timeout(time.Minute)(kind.handler(t, func(w http.ResponseWriter, r *http.Request, s *streamWriter) {
 			if err := s.send("before "); err != nil {
 				t.Error(err)
 			}
@@ -7329,12 +7321,7 @@ func TestStreamHEAD(t *testing.T) {
 	eachStream(t, func(t *testing.T, p protocol, kind streamKind) {
 		for _, chain := range streamChains {
 			t.Run(chain.name, func(t *testing.T) {
-				url := streamServe(t, p, conduit.Config{Handler: chain.mw(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-					s, err := kind.open(w, r)
-					if err != nil {
-						t.Error(err)
-						return
-					}
+				url := streamServe(t, p, conduit.Config{Handler: chain.mw(kind.handler(t, func(w http.ResponseWriter, r *http.Request, s *streamWriter) {
 					streamReceive(t, s.done, "Done")
 					if err := s.send("text"); (kind.name != "JSON" && kind.name != "NDJSON") && !errors.Is(err, http.ErrBodyNotAllowed) {
 						t.Errorf("a write to HEAD = %v, want ErrBodyNotAllowed", err)
@@ -7459,12 +7446,7 @@ func TestStreamBehindStockServerAndForeignWrappers(t *testing.T) {
 	for _, kind := range streamKinds {
 		t.Run(kind.name, func(t *testing.T) {
 			seen := make(chan struct{})
-			srv := httptest.NewServer(foreign(foreign(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				s, err := kind.open(w, r)
-				if err != nil {
-					t.Error(err)
-					return
-				}
+			srv := httptest.NewServer(foreign(foreign(kind.handler(t, func(w http.ResponseWriter, r *http.Request, s *streamWriter) {
 				if err := s.send("one"); err != nil {
 					t.Error(err)
 				}

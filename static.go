@@ -273,7 +273,6 @@ func (f *FileServer) isFresh(e *fileEntry) bool {
 
 // These are shared by replies and never written to.
 var (
-	nosniffValue       = []string{"nosniff"}
 	acceptRangesValue  = []string{"bytes"}
 	immutableValue     = []string{"public, max-age=31536000, immutable"}
 	staleVersionValue  = []string{"no-cache"}
@@ -1114,7 +1113,7 @@ func (f *FileServer) readSidecar(v *fileVariant, expected fileStamp, now time.Ti
 		return errFileChanged
 	}
 	large := info.Size() > f.config.MaxCachedFile
-	content, err := f.readContent(file, info, large, info.ModTime().IsZero())
+	content, err := f.readContent(file, info, large, info.ModTime().Before(earliestTime))
 	if err != nil {
 		return err
 	}
@@ -1384,16 +1383,12 @@ func (s *fileSender) begin(r *http.Request) {
 // readsFrom reports whether sendfile goes through all that is around the
 // connection. Otherwise a write that the deadline has interrupted is the last.
 func readsFrom(w http.ResponseWriter) bool {
-	for {
+	for ; w != nil; w = unwrap(w) {
 		if _, ok := w.(io.ReaderFrom); !ok {
 			return false
 		}
-		u, ok := w.(interface{ Unwrap() http.ResponseWriter })
-		if !ok {
-			return true
-		}
-		w = u.Unwrap()
 	}
+	return true
 }
 
 func (s *fileSender) send(p fileRange) {

@@ -469,13 +469,13 @@ func (s *JSONStream) drop() bool {
 	s.ended = errStreamEnded
 	s.reply.lock()
 	s.end()
-	started := s.reply.started
+	begun := s.reply.begun()
 	s.reply.unlock()
 	defer s.reply.release()
-	if started = started || replyBegun(s.reply.w); !started {
+	if !begun {
 		s.reply.giveBack()
 	}
-	return started && !s.reply.head
+	return begun && !s.reply.head
 }
 
 // abandon ends the stream of a panic that passes through: no timer must write to
@@ -992,9 +992,7 @@ func (s *SSEStream) end() {
 // says: the request's Last-Event-ID, "" without one. It is the client's to
 // choose, so it is to be looked up and never to be trusted. net/http lets none
 // through that has a control character.
-func (s *SSEStream) LastEventID() string { return lastEventID(s.reply.r) }
-
-func lastEventID(r *http.Request) string { return r.Header.Get("Last-Event-ID") }
+func (s *SSEStream) LastEventID() string { return s.reply.r.Header.Get("Last-Event-ID") }
 
 // Done returns a channel that is closed when the client has gone, a write has
 // failed or the server drains ([Draining]). For a HEAD request it is closed
@@ -1155,12 +1153,7 @@ func (b *SSEBroker) Publish(e *SSEEvent) error {
 		b.ring[b.next%uint64(size)] = frame
 	}
 	b.next++
-	wake := b.wake
-	b.wake = nil
-	b.mu.Unlock()
-	if wake != nil {
-		close(wake)
-	}
+	b.unlockAndWake()
 	return nil
 }
 
@@ -1173,7 +1166,7 @@ func (b *SSEBroker) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	// Before the header goes out: whoever has that misses nothing.
-	c := b.join(lastEventID(r))
+	c := b.join(r.Header.Get("Last-Event-ID"))
 	if c == nil {
 		w.Header().Set("Retry-After", "5")
 		http.Error(w, http.StatusText(http.StatusServiceUnavailable), http.StatusServiceUnavailable)
@@ -1197,13 +1190,19 @@ func (b *SSEBroker) Clients() int {
 func (b *SSEBroker) Close() error {
 	b.mu.Lock()
 	b.closed = true
+	b.unlockAndWake()
+	return nil
+}
+
+// unlockAndWake releases mu and wakes the clients that wait, in this order: all
+// of them want it.
+func (b *SSEBroker) unlockAndWake() {
 	wake := b.wake
 	b.wake = nil
 	b.mu.Unlock()
 	if wake != nil {
 		close(wake)
 	}
-	return nil
 }
 
 // sseClient is a client's place in the broker's events.
@@ -1590,13 +1589,13 @@ func (s *streamReply) fail(err error) error {
 		s.err = err
 	}
 	err = s.err
-	started, cut := s.started || replyBegun(s.w), s.cut
+	begun, cut := s.begun(), s.cut
 	s.cut = true
 	s.unlock()
 	defer s.release() // last: whom it wakes may return, and nobody touch w then
 	switch {
 	case cut:
-	case !started:
+	case !begun:
 		s.giveBack()
 	case s.head:
 	case s.document != nil:
@@ -1607,11 +1606,15 @@ func (s *streamReply) fail(err error) error {
 	return err
 }
 
+// begun reports whether it is too late for another reply: the stream's header is
+// out, or the handler has chosen a status. It is called with turn held.
+func (s *streamReply) begun() bool { return s.started || replyBegun(s.w) }
+
 // giveBack leaves a reply that has not begun to the handler, under the time that
 // the server gives it.
 func (s *streamReply) giveBack() {
-	if srv, ok := s.ctx.Value(http.ServerContextKey).(*http.Server); ok && srv.WriteTimeout > 0 {
-		rollingDeadline{s.w, srv.WriteTimeout}.arm()
+	if d := writeTimeoutOf(s.ctx); d > 0 {
+		rollingDeadline{s.w, d}.arm()
 	}
 }
 
@@ -1630,7 +1633,6 @@ var (
 	eventStreamType    = []string{eventStream}
 	eventStreamCaching = []string{"no-cache, no-transform"}
 	noBuffering        = []string{"no"} // by nginx, and others that heed X-Accel-Buffering
-	noSniffing         = []string{"nosniff"}
 )
 
 // setStreamHeader keeps browsers from looking for a type in the first bytes,
@@ -1639,7 +1641,7 @@ func setStreamHeader(h http.Header, contentType []string) {
 	if _, ok := h["Content-Type"]; !ok {
 		h["Content-Type"] = contentType
 	}
-	h["X-Content-Type-Options"] = noSniffing
+	h["X-Content-Type-Options"] = nosniffValue
 	h["X-Accel-Buffering"] = noBuffering
 }
 

@@ -368,8 +368,7 @@ type timeoutWriter struct {
 // extendWriteDeadline moves the connection's write deadline past the timeout's
 // if it is sooner. net/http sets it anew for the next request.
 func (t *timeoutWriter) extendWriteDeadline(now time.Time) {
-	srv, ok := t.Context.Value(http.ServerContextKey).(*http.Server)
-	if !ok || srv.WriteTimeout <= 0 || srv.WriteTimeout >= t.handler.Duration+timeoutGrace {
+	if d := writeTimeoutOf(t.Context); d == 0 || d >= t.handler.Duration+timeoutGrace {
 		return
 	}
 	if outer, ok := t.Context.Value(timeoutKey{}).(*timeoutWriter); ok && outer.deadline.After(t.deadline) {
