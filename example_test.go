@@ -628,7 +628,9 @@ func ExampleNewBinaryStream() {
 			return
 		}
 		var camera io.Reader = strings.NewReader("frame frame frame\n")
-		io.Copy(s, camera)
+		if _, err := io.Copy(s, camera); err != nil {
+			panic(http.ErrAbortHandler) // or the part would look whole
+		}
 	}
 	streamExample(http.HandlerFunc(handler))
 	// Output:
@@ -652,6 +654,8 @@ func ExampleNewJSONStream() {
 		defer s.Abort()
 		for i, title := range []string{"first", "second"} {
 			if err := s.Write(post{i + 1, title}); err != nil {
+				// Goes nowhere if something has been sent: then the reply is cut.
+				http.Error(w, "cannot encode", http.StatusInternalServerError)
 				return
 			}
 		}
@@ -923,11 +927,13 @@ func ExampleSSEBroker() {
 		log.Fatal(err)
 	}
 	res.Body.Close()
-	for lines := bufio.NewScanner(page.Body); lines.Scan() && lines.Text() != ""; {
+	lines := bufio.NewScanner(page.Body)
+	for lines.Scan() && !strings.HasPrefix(lines.Text(), "data: ") {
 		if !strings.HasPrefix(lines.Text(), "id: ") { // they differ from one broker to the next
 			fmt.Println(lines.Text())
 		}
 	}
+	fmt.Println(lines.Text())
 	// Output:
 	// event: post
 	// data: hello

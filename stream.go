@@ -24,6 +24,10 @@ const (
 	// streamAllowance is the time that a client has to take each write.
 	streamAllowance = 15 * time.Second
 
+	// streamGrace is how much later than the end of a request's context a reply
+	// may be written that says so.
+	streamGrace = 5 * time.Second
+
 	// streamPiece is as much as is written under one deadline.
 	streamPiece = 64 << 10
 
@@ -47,14 +51,19 @@ const (
 // and no more. The server's WriteTimeout, which would reset even a quiet HTTP/2
 // stream, gives way to 15 seconds for each write of up to 64 KiB: a client that
 // takes nothing for so long is let go, and one that is slow, or is sent nothing,
-// is not.
+// is not. The kernel has a say in what slow is: with its buffer full it asks for
+// more only once a good part of that is taken, up to 1.3 MB on Linux, so that a
+// client of some 100 kB/s may look like one that takes nothing. A ResponseWriter
+// around the server's has to have Unwrap, or WriteTimeout holds; and on a plain
+// [http.Server] the last few bytes, which net/http writes when the handler has
+// returned, are under no deadline.
 //
-// An error stays, as that of a [bufio.Writer] does, and wraps the cause: that
-// of the request's context ([context.Cause]) when the client has gone,
-// [ErrTimeout] when a Timeout came before the first byte. After an error what
-// else the handler writes goes nowhere if the reply had begun, and is the reply
-// if it had not. To end a reply so that nobody takes a part for the whole, a
-// handler panics with [http.ErrAbortHandler].
+// An error stays, as that of a [bufio.Writer] does, and wraps its cause: that of
+// the request's context ([context.Cause]) when the client has gone, beside the
+// connection's own error where a write met that; [ErrTimeout] when a Timeout came
+// before the first byte. After an error what else the handler writes goes nowhere
+// if the reply had begun, and is the reply if it had not. To end a reply so that
+// nobody takes a part for the whole, a handler panics with [http.ErrAbortHandler].
 //
 // A HEAD request gets the header, and its writes fail with
 // [http.ErrBodyNotAllowed]. The methods may be called from any goroutine, but
@@ -322,7 +331,11 @@ func (s *JSONStream) take() []byte {
 func (s *JSONStream) push() error {
 	s.reply.lock()
 	defer s.reply.unlock()
-	_, err := s.reply.put(s.take())
+	p := s.take()
+	if len(p) == 0 { // tick was first, and no flush would follow to clear the deadline
+		return s.reply.usable()
+	}
+	_, err := s.reply.put(p)
 	return err
 }
 
@@ -526,11 +539,11 @@ func StreamNDJSON[T any](w http.ResponseWriter, r *http.Request, items iter.Seq2
 }
 
 func streamItems[T any](s *JSONStream, items iter.Seq2[T, error]) error {
-	if items == nil {
-		return s.fail(errors.New("conduit: stream: items: the iterator is nil"))
-	}
 	if s.reply.head {
 		return s.sendHead()
+	}
+	if items == nil {
+		return s.fail(errors.New("conduit: stream: items: the iterator is nil"))
 	}
 	defer s.abandon() // for a panic of items
 	// A pointer to one variable spares an allocation for each item, and has
@@ -575,17 +588,20 @@ func Receive[T any](ctx context.Context, ch <-chan T) iter.Seq2[T, error] {
 // JSONHandler returns a handler that replies to each request with [StreamJSON]
 // of what items returns for it. An error is logged as "stream failed", at level
 // debug if the client has gone, and its text never sent: the client gets a 500
-// if nothing was sent before, and otherwise a reply that is cut. It panics if
-// items is nil.
+// if nothing was sent before, and otherwise a reply that is cut. For a HEAD
+// request items is not called. JSONHandler panics if items is nil.
 func JSONHandler[T any](items func(*http.Request) iter.Seq2[T, error]) http.Handler {
 	if items == nil {
 		panic("conduit: JSONHandler: items is nil")
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		var seq iter.Seq2[T, error]
+		if r.Method != http.MethodHead { // whatever it opens nobody would close
+			seq = items(r)
+		}
 		s, err := NewJSONStream(w, r)
 		if err == nil {
-			defer s.abandon()
-			err = streamItems(s, items(r))
+			err = streamItems(s, seq)
 		}
 		if err == nil {
 			return
@@ -621,8 +637,8 @@ func logStreamFailure(r *http.Request, err error) {
 // [WHATWG HTML, Section 9.2]: https://html.spec.whatwg.org/multipage/server-sent-events.html
 type SSEEvent struct {
 	// ID is what a client that reconnects sends as Last-Event-ID; empty leaves
-	// the last one in place. A control character in it, such as a line break or
-	// NUL, is an error. An [SSEBroker] tells events apart by it.
+	// the last one in place. A control character other than TAB in it, such as a
+	// line break or NUL, is an error. An [SSEBroker] tells events apart by it.
 	ID string
 
 	// Event is the type under which a browser dispatches the event, "message"
@@ -738,19 +754,25 @@ type SSEStream struct {
 }
 
 // NewSSEStream sends the header of a stream of events: text/event-stream unless
-// the handler has set another Content-Type, and what keeps proxies from holding
-// events back or changing them. It returns an error that wraps
+// the handler has set another Content-Type, and what keeps caches and proxies
+// from holding events back or changing them, whatever Cache-Control there was. It returns an error that wraps
 // [http.ErrNotSupported], and changes nothing, if w cannot flush, and other
 // errors as [Stream] has them.
 func NewSSEStream(w http.ResponseWriter, r *http.Request) (*SSEStream, error) {
+	return newSSEStream(w, r, nil)
+}
+
+// newSSEStream sends what is to be first together with the header.
+func newSSEStream(w http.ResponseWriter, r *http.Request, first []byte) (*SSEStream, error) {
 	s := new(SSEStream)
 	if err := s.reply.open(w, r, "NewSSEStream"); err != nil {
 		return nil, err
 	}
 	s.reply.events = true
-	if _, err := s.reply.write(nil); err != nil {
+	if _, err := s.reply.write(first); err != nil {
 		return nil, err
 	}
+	s.reply.flushed = time.Time{} // the first event need not wait because of the header
 	return s, nil
 }
 
@@ -815,7 +837,7 @@ func (s *SSEStream) Serve(events <-chan *SSEEvent) error {
 	done := s.reply.Done()
 	for {
 		var e *SSEEvent
-		open, ready := true, true
+		open := true
 		select {
 		case e, open = <-events:
 		default:
@@ -825,19 +847,16 @@ func (s *SSEStream) Serve(events <-chan *SSEEvent) error {
 			select {
 			case e, open = <-events:
 			case <-p.due:
-				ready = false
 				if err := p.flush(); err != nil {
 					return err
 				}
+				continue
 			case <-done:
 				return s.leave(&p, events)
 			}
 		}
 		if !open {
 			return p.flush()
-		}
-		if !ready {
-			continue
 		}
 		full, err := p.add(e)
 		if err != nil {
@@ -859,7 +878,7 @@ func (s *SSEStream) leave(p *ssePump, events <-chan *SSEEvent) error {
 		select {
 		case e, open := <-events:
 			if !open {
-				break
+				continue
 			}
 			if _, err := p.add(e); err != nil {
 				return err
@@ -980,10 +999,14 @@ func (s *SSEStream) keepAlive() (stop func()) {
 // heartbeatComment is never written to.
 var heartbeatComment = []byte(":\n\n")
 
-// end has nothing written any more: the handler is about to return.
+// end has nothing written any more: the handler is about to return, and what
+// net/http then writes is to have a deadline on a plain [http.Server] too.
 func (s *SSEStream) end() {
 	s.reply.lock()
 	s.reply.ended = true
+	if s.reply.err == nil {
+		s.reply.deadline.arm()
+	}
 	s.reply.unlock()
 	s.reply.release()
 }
@@ -1011,12 +1034,12 @@ func SSEHandler(serve func(s *SSEStream, r *http.Request) error) http.Handler {
 		panic("conduit: SSEHandler: serve is nil")
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		serveSSE(w, r, func(s *SSEStream) error { return serve(s, r) })
+		serveSSE(w, r, nil, func(s *SSEStream) error { return serve(s, r) })
 	})
 }
 
-func serveSSE(w http.ResponseWriter, r *http.Request, serve func(*SSEStream) error) {
-	s, err := NewSSEStream(w, r)
+func serveSSE(w http.ResponseWriter, r *http.Request, first []byte, serve func(*SSEStream) error) {
+	s, err := newSSEStream(w, r, first)
 	if err != nil {
 		logStreamFailure(r, err)
 		http.Error(w, http.StatusText(http.StatusInternalServerError), http.StatusInternalServerError)
@@ -1105,6 +1128,7 @@ type SSEBroker struct {
 
 	mu      sync.Mutex    // guards what follows
 	next    uint64        // number of the next event
+	last    string        // ID of the newest event that has one, prefix before there is one
 	ring    []sseFrame    // the last events: number n is at n % cap
 	wake    chan struct{} // closed when there is something new; nil if nobody waits for it
 	clients int
@@ -1124,7 +1148,8 @@ func NewSSEBroker(cfg *SSEBrokerConfig) *SSEBroker {
 	if err != nil {
 		panic(err)
 	}
-	return &SSEBroker{config: c, prefix: cryptorand.Text()[:12] + "-"}
+	prefix := cryptorand.Text()[:12] + "-"
+	return &SSEBroker{config: c, prefix: prefix, last: prefix}
 }
 
 // Publish sends an event to the clients that are there, and keeps it for those
@@ -1146,6 +1171,7 @@ func (b *SSEBroker) Publish(e *SSEEvent) error {
 		id := append(make([]byte, 0, 40), b.prefix...)
 		event.ID = string(strconv.AppendUint(id, b.next, 10))
 	}
+	b.last = cmp.Or(event.ID, b.last)
 	frame := sseFrame{event.ID, event.append(make([]byte, 0, event.size()))}
 	if size := max(b.config.Replay, b.config.Queue); len(b.ring) < size {
 		b.ring = append(b.ring, frame)
@@ -1173,7 +1199,7 @@ func (b *SSEBroker) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer b.part()
-	serveSSE(w, r, func(s *SSEStream) error { return b.feed(s, c) })
+	serveSSE(w, r, c.first, func(s *SSEStream) error { return b.feed(s, c) })
 }
 
 // Clients returns the number of clients.
@@ -1209,6 +1235,7 @@ func (b *SSEBroker) unlockAndWake() {
 type sseClient struct {
 	cursor uint64 // number of the next event to send
 	until  uint64 // number of the first event not to send
+	first  []byte // goes out with the header
 	replay [][]byte
 	batch  [][]byte
 	size   int // of batch, in bytes
@@ -1216,7 +1243,9 @@ type sseClient struct {
 
 // join returns a place for a client that comes from id, nil if there is none.
 // What is replayed is taken at once: it does not count as lag, and is not
-// overwritten.
+// overwritten. A client that gets no event is told the ID to come back with, in
+// a block without data that pages do not see: or what is published while it is
+// away, before its first event, would pass it by without a word.
 func (b *SSEBroker) join(id string) *sseClient {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -1225,16 +1254,21 @@ func (b *SSEBroker) join(id string) *sseClient {
 	}
 	b.clients++
 	c := &sseClient{cursor: b.next, until: math.MaxUint64}
-	if id == "" || b.closed {
+	if b.closed || id == b.last {
 		return c
 	}
-	oldest := b.next - min(b.next, uint64(b.config.Replay))
 	from := b.next
-	for from > oldest && b.frame(from-1).id != id {
-		from--
+	if id != "" {
+		oldest := b.next - min(b.next, uint64(b.config.Replay))
+		for from > oldest && b.frame(from-1).id != id {
+			from--
+		}
+		if from == oldest && !(oldest == 0 && id == b.prefix) {
+			c.first = append(c.first, gapEvent...)
+		}
 	}
-	if from == oldest { // nowhere
-		c.replay = append(c.replay, gapEvent)
+	if from == b.next {
+		c.first = append(c.first, "id: "+b.last+"\n\n"...)
 	}
 	for ; from < b.next; from++ {
 		c.replay = append(c.replay, b.frame(from).bytes)
@@ -1242,8 +1276,7 @@ func (b *SSEBroker) join(id string) *sseClient {
 	return c
 }
 
-// gapEvent is never written to.
-var gapEvent = []byte("event: gap\ndata:\n\n")
+const gapEvent = "event: gap\ndata:\n\n"
 
 func (b *SSEBroker) part() {
 	b.mu.Lock()
@@ -1258,11 +1291,18 @@ func (b *SSEBroker) frame(n uint64) *sseFrame {
 
 // feed is a client's loop.
 func (b *SSEBroker) feed(s *SSEStream, c *sseClient) error {
-	if err := s.writeFrames(c.replay); err != nil {
-		return err
-	}
-	c.replay = nil
 	done := s.reply.Done()
+	for len(c.replay) > 0 {
+		select {
+		case <-done: // the rest is replayed when it is back
+			return s.farewell()
+		default:
+		}
+		var err error
+		if c.replay, err = s.writeFrames(c.replay); err != nil {
+			return err
+		}
+	}
 	pause := time.NewTimer(0)
 	defer pause.Stop()
 	for {
@@ -1287,11 +1327,12 @@ func (b *SSEBroker) feed(s *SSEStream, c *sseClient) error {
 		}
 		switch b.take(c) {
 		case sseLagging:
-			return s.writeFrames([][]byte{gapEvent})
+			_, err := s.reply.write([]byte(gapEvent))
+			return err
 		case sseEnded:
 			return s.farewell()
 		}
-		if err := s.writeFrames(c.batch); err != nil {
+		if _, err := s.writeFrames(c.batch); err != nil {
 			return err
 		}
 	}
@@ -1344,26 +1385,22 @@ func (b *SSEBroker) take(c *sseClient) int {
 	return sseTaken
 }
 
-// writeFrames sends events in as few writes as make sense.
-func (s *SSEStream) writeFrames(frames [][]byte) error {
-	for len(frames) > 0 {
-		if len(frames) == 1 || len(frames[0]) >= streamBatch {
-			if _, err := s.reply.write(frames[0]); err != nil {
-				return err
-			}
-			frames = frames[1:]
-			continue
-		}
-		b := newStreamBuffer()
-		for len(frames) > 0 && len(b.pending) < streamBatch {
-			b.pending = append(b.pending, frames[0]...)
-			frames = frames[1:]
-		}
-		if err := s.writeBuffer(b); err != nil {
-			return err
-		}
+// writeFrames sends the first events, up to 16 KiB of them or one, in one write,
+// and returns the rest.
+func (s *SSEStream) writeFrames(frames [][]byte) (rest [][]byte, err error) {
+	if len(frames) == 0 {
+		return nil, nil
 	}
-	return nil
+	if len(frames) == 1 || len(frames[0]) >= streamBatch {
+		_, err := s.reply.write(frames[0])
+		return frames[1:], err
+	}
+	b := newStreamBuffer()
+	for len(frames) > 0 && len(b.pending) < streamBatch {
+		b.pending = append(b.pending, frames[0]...)
+		frames = frames[1:]
+	}
+	return frames, s.writeBuffer(b)
 }
 
 // streamReply is what all streams have in common: a reply that is written and
@@ -1387,7 +1424,7 @@ type streamReply struct {
 	ended     bool // nothing may be written any more
 	cut       bool
 	err       error     // the first one
-	flushed   time.Time // when something of the body last was
+	flushed   time.Time // when something last was
 	unflushed bool      // something was written since
 
 	doneMu sync.Mutex // guards what follows
@@ -1486,13 +1523,10 @@ func (s *streamReply) send(p []byte) (n int, err error) {
 		return n, err
 	}
 	if err := http.NewResponseController(s.w).Flush(); err != nil {
-		return n, fmt.Errorf("conduit: stream: flush: %w", err)
+		return n, s.broken("flush", err)
 	}
 	s.deadline.clear() // if that fails, so does what comes next; this is delivered
-	if s.unflushed {   // the first event need not wait because a header went out
-		s.flushed = time.Now()
-	}
-	s.unflushed = false
+	s.flushed, s.unflushed = time.Now(), false
 	return n, nil
 }
 
@@ -1517,7 +1551,7 @@ func (s *streamReply) put(p []byte) (n int, err error) {
 		piece := p[n:min(len(p), n+streamPiece)]
 		if len(piece) > 0 {
 			if _, err := s.w.Write(piece); err != nil {
-				return n, fmt.Errorf("conduit: stream: write: %w", err)
+				return n, s.broken("write", err)
 			}
 			s.unflushed = true
 			n += len(piece)
@@ -1540,6 +1574,15 @@ func (s *streamReply) usable() error {
 		return s.gone()
 	}
 	return nil
+}
+
+// broken is the error of a write that failed. net/http ends the request's context
+// then, if the client has gone.
+func (s *streamReply) broken(what string, err error) error {
+	if s.ctx.Err() != nil {
+		return fmt.Errorf("conduit: stream: %s: %w: %w", what, context.Cause(s.ctx), err)
+	}
+	return fmt.Errorf("conduit: stream: %s: %w", what, err)
 }
 
 // gone is the error of a request whose context has ended.
@@ -1565,7 +1608,7 @@ func (s *streamReply) start(length int) error {
 	case s.document != nil:
 		setStreamHeader(h, s.document)
 		delete(h, "Content-Length")
-		if length >= 0 && length < streamBatch && len(h["Trailer"]) == 0 {
+		if length >= 0 && len(h["Trailer"]) == 0 {
 			h["Content-Length"] = []string{strconv.Itoa(length)}
 		}
 	}
@@ -1611,11 +1654,18 @@ func (s *streamReply) fail(err error) error {
 func (s *streamReply) begun() bool { return s.started || replyBegun(s.w) }
 
 // giveBack leaves a reply that has not begun to the handler, under the time that
-// the server gives it.
+// the server gives it, or a Timeout if that is more: it had moved the deadline
+// for a reply of its own.
 func (s *streamReply) giveBack() {
-	if d := writeTimeoutOf(s.ctx); d > 0 {
-		rollingDeadline{s.w, d}.arm()
+	limit := writeTimeoutOf(s.ctx)
+	if limit == 0 {
+		return
 	}
+	end := time.Now().Add(limit)
+	if d, ok := s.ctx.Deadline(); ok && end.Before(d.Add(streamGrace)) {
+		end = d.Add(streamGrace)
+	}
+	s.deadline.set(end)
 }
 
 func (s *streamReply) sinceFlush() time.Duration {
