@@ -9567,20 +9567,14 @@ func hasMembers(list string, want ...string) bool {
 
 // A negative number is none, or a mistake that is named.
 func TestSSEBrokerNegativeConfig(t *testing.T) {
-	for name, cfg := range map[string]conduit.SSEBrokerConfig{"MaxClients": {MaxClients: -1}, "Replay": {Replay: -1}, "Queue": {Queue: -1}} {
+	for name, cfg := range map[string]conduit.SSEBrokerConfig{"MaxClients": {MaxClients: -1}, "Queue": {Queue: -1}} {
 		func() {
 			defer func() {
-				if value := recover(); value != nil && !strings.Contains(fmt.Sprint(value), name) {
+				if value := recover(); value == nil || !strings.Contains(fmt.Sprint(value), name) {
 					t.Errorf("%s: panic %v, want it to name the field", name, value)
 				}
 			}()
-			b := conduit.NewSSEBroker(&cfg)
-			if err := b.Publish(&conduit.SSEEvent{Data: "x"}); err != nil {
-				t.Errorf("%s: %v", name, err)
-			}
-			if err := b.Close(); err != nil {
-				t.Errorf("%s: %v", name, err)
-			}
+			conduit.NewSSEBroker(&cfg)
 		}()
 	}
 }
@@ -9647,6 +9641,703 @@ func TestSSEBrokerRaces(t *testing.T) {
 	if err := b.Close(); err != nil || published.Load() == 0 {
 		t.Errorf("Close = %v after %d events", err, published.Load())
 	}
+}
+
+// armedWriter says whether a write deadline is in force.
+type armedWriter struct {
+	*httptest.ResponseRecorder
+	armed atomic.Bool
+}
+
+func (w *armedWriter) SetWriteDeadline(deadline time.Time) error {
+	w.armed.Store(!deadline.IsZero())
+	return nil
+}
+
+// Left armed, the deadline would reset an HTTP/2 stream that is merely quiet.
+// Here the timer is due while a large element is on its way, so that now one
+// sends it, now the other.
+func TestJSONLeavesNoDeadlineBehindWhoeverSends(t *testing.T) {
+	text := strings.Repeat("x", 400<<10)
+	for i := range 300 {
+		w := &armedWriter{ResponseRecorder: httptest.NewRecorder()}
+		s, err := conduit.NewJSONStream(w, httptest.NewRequest("GET", "/", nil))
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.Write("small")
+		pause := time.Duration(i) * time.Millisecond / 300
+		for start := time.Now(); time.Since(start) < pause; {
+		}
+		s.Write(text)
+		// Whatever is pending now is sent by the timer, within milliseconds.
+		for start := time.Now(); w.armed.Load(); time.Sleep(time.Millisecond) {
+			if time.Since(start) > 5*time.Second {
+				t.Fatalf("try %d: the deadline stays armed", i)
+			}
+		}
+		s.Close()
+	}
+}
+
+// An early error leaves the handler the time of a Timeout that is around it.
+func TestStreamEarlyErrorKeepsTheTimeoutsReply(t *testing.T) {
+	for _, limit := range timeouts {
+		t.Run(limit.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				h := limit.new(30 * time.Second)(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					if err := conduit.StreamJSON(w, r, streamSeq[int](errors.New("the first store is down"))); err == nil {
+						t.Error("StreamJSON returned nil")
+					}
+					time.Sleep(20 * time.Second)
+					io.WriteString(w, "from the second store")
+				}))
+				_, client, url := streamBubble(t, http1Protocol, conduit.Config{WriteTimeout: 15 * time.Second, Handler: h})
+				if got := get(t, client, url); got.body != "from the second store" {
+					t.Errorf("got %d %q", got.status, got.body)
+				}
+			})
+		})
+	}
+}
+
+// A reply that is given back to the handler is under the server's WriteTimeout
+// again, however the stream ended.
+func TestStreamEarlyErrorLeavesTheServersDeadline(t *testing.T) {
+	for name, end := range map[string]func(s *conduit.JSONStream){
+		"error": func(s *conduit.JSONStream) { s.Write(make(chan int)) },
+		"Abort": func(s *conduit.JSONStream) { s.Abort() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ended := make(chan time.Duration, 1)
+				h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					s, err := conduit.NewJSONStream(w, r)
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					end(s)
+					start := time.Now()
+					for err == nil && time.Since(start) < time.Hour {
+						_, err = w.Write(make([]byte, 32<<10))
+					}
+					ended <- time.Since(start)
+				})
+				_, client, url := streamBubble(t, http1Protocol, conduit.Config{WriteTimeout: 5 * time.Second, Handler: h})
+				streamOpen(t, client, url) // and take nothing
+				if got := <-ended; got != 5*time.Second {
+					t.Errorf("a client that takes nothing held the handler for %v, want 5s", got)
+				}
+			})
+		})
+	}
+}
+
+func TestStreamErrorOfAClientThatHasGoneWrapsItsContexts(t *testing.T) {
+	eachStream(t, func(t *testing.T, p protocol, kind streamKind) {
+		ended := make(chan error, 1)
+		url := streamServe(t, p, conduit.Config{Handler: kind.handler(t, func(w http.ResponseWriter, r *http.Request, s *streamWriter) {
+			var err error
+			for err == nil {
+				err = s.send(strings.Repeat("x", 1000))
+			}
+			ended <- err
+		})})
+		res, cancel := streamOpen(t, p.client(t), url)
+		io.CopyN(io.Discard, res.Body, 100_000)
+		cancel()
+		if err := streamReceive(t, ended, "the end of the stream"); !errors.Is(err, context.Canceled) {
+			t.Errorf("got %v, want it to wrap context.Canceled", err)
+		}
+	})
+}
+
+// Done is that of a stream, also for who asks after the end.
+func TestJSONDoneClosesAtTheEnd(t *testing.T) {
+	for name, end := range map[string]func(s *conduit.JSONStream){
+		"Close":         func(s *conduit.JSONStream) { s.Close() },
+		"Abort":         func(s *conduit.JSONStream) { s.Abort() },
+		"error":         func(s *conduit.JSONStream) { s.Write(make(chan int)) },
+		"error, closed": func(s *conduit.JSONStream) { s.Write(make(chan int)); s.Close() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			for _, early := range []bool{true, false} {
+				s, err := conduit.NewJSONStream(httptest.NewRecorder(), httptest.NewRequest("GET", "/", nil))
+				if err != nil {
+					t.Fatal(err)
+				}
+				var done <-chan struct{}
+				if early {
+					done = s.Done()
+					select {
+					case <-done:
+						t.Error("Done is closed before the end")
+					default:
+					}
+				}
+				end(s)
+				if !early {
+					done = s.Done()
+				}
+				streamReceive(t, done, "Done")
+			}
+		})
+	}
+}
+
+func TestJSONCloseMayBeCalledTwice(t *testing.T) {
+	rec := httptest.NewRecorder()
+	s, err := conduit.NewJSONStream(rec, httptest.NewRequest("GET", "/", nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := s.Close(); err != nil {
+			t.Errorf("Close = %v", err)
+		}
+	}
+	if err := s.Write(1); err == nil {
+		t.Error("Write after Close returned nil")
+	}
+	if got := rec.Body.String(); got != "[]" {
+		t.Errorf("got %q, want one document", got)
+	}
+}
+
+// Whoever recovers from a panic without cutting the reply gets it cut.
+func TestStreamPanicThatSomebodyElseRecoversFromCutsTheReply(t *testing.T) {
+	recovers := func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			defer func() {
+				if recover() == nil {
+					t.Error("no panic came by")
+				}
+				io.WriteString(w, "sorry")
+			}()
+			next.ServeHTTP(w, r)
+		})
+	}
+	items := func(last func()) iter.Seq2[any, error] {
+		return func(yield func(any, error) bool) {
+			yield(strings.Repeat("x", 20<<10), nil)
+			last()
+		}
+	}
+	for name, h := range map[string]http.Handler{
+		"iterator": http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			conduit.StreamJSON(w, r, items(func() { panic("items") }))
+		}),
+		"JSONHandler": conduit.JSONHandler(func(*http.Request) iter.Seq2[any, error] {
+			return items(func() { panic("items") })
+		}),
+		"element": http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			s, err := conduit.NewJSONStream(w, r)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			s.Write(strings.Repeat("x", 20<<10))
+			s.Write(streamPanics{})
+		}),
+	} {
+		t.Run(name, func(t *testing.T) {
+			eachProtocol(t, func(t *testing.T, p protocol) {
+				res, _ := streamOpen(t, p.client(t), streamServe(t, p, conduit.Config{Handler: recovers(h)}))
+				body, err := io.ReadAll(res.Body)
+				if err == nil || strings.Contains(string(body), "sorry") {
+					t.Errorf("got %.20q, of %d bytes, and %v, want it cut", body, len(body), err)
+				}
+			})
+		})
+	}
+}
+
+// streamFaultyWriter fails at its nth write.
+type streamFaultyWriter struct {
+	*httptest.ResponseRecorder
+	fault func() error
+}
+
+func (w *streamFaultyWriter) Write(p []byte) (int, error) { return len(p), w.fault() }
+
+// What the timer's write meets is what the next one of the handler returns.
+func TestJSONKeepsTheFaultOfItsTimer(t *testing.T) {
+	broken := errors.New("broken")
+	for name, fault := range map[string]func() error{
+		"broken": func() error { return broken },
+		"panic":  func() error { panic("broken") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s, err := conduit.NewJSONStream(&streamFaultyWriter{httptest.NewRecorder(), fault}, httptest.NewRequest("GET", "/", nil))
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := s.Write(1); err != nil {
+					t.Fatal(err)
+				}
+				streamReceive(t, s.Done(), "Done, which the timer's fault closes")
+				for range 2 {
+					if err := s.Write(2); err == nil || !strings.Contains(err.Error(), "broken") {
+						t.Errorf("Write = %v, want the fault of the timer", err)
+					}
+				}
+				if err := s.Close(); err == nil || !strings.Contains(err.Error(), "broken") {
+					t.Errorf("Close = %v, want the fault of the timer", err)
+				}
+			})
+		})
+	}
+}
+
+// The length of something else, as a middleware may have set it, is not that of
+// a stream.
+func TestStreamDropsAContentLength(t *testing.T) {
+	for name, h := range map[string]http.HandlerFunc{
+		"JSON": func(w http.ResponseWriter, r *http.Request) {
+			conduit.StreamJSON(w, r, streamSeq(nil, strings.Repeat("x", 20<<10), "y"))
+		},
+		"a small document": func(w http.ResponseWriter, r *http.Request) { conduit.StreamJSON(w, r, streamSeq(nil, 1)) },
+		"events": func(w http.ResponseWriter, r *http.Request) {
+			s, err := conduit.NewSSEStream(w, r)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			s.WriteSSE(&conduit.SSEEvent{Data: "a"})
+			s.WriteSSE(&conduit.SSEEvent{Data: "b"})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			want := httptest.NewRecorder()
+			h(want, httptest.NewRequest("GET", "/", nil))
+			eachProtocol(t, func(t *testing.T, p protocol) {
+				got := get(t, p.client(t), streamServe(t, p, conduit.Config{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					w.Header().Set("Content-Length", "7")
+					h(w, r)
+				})}))
+				if got.body != want.Body.String() {
+					t.Errorf("got %d bytes, want %d", len(got.body), want.Body.Len())
+				}
+			})
+		})
+	}
+}
+
+// A length and a trailer do not go together on HTTP/1.
+func TestJSONSmallDocumentKeepsItsTrailer(t *testing.T) {
+	url := streamServe(t, http1Protocol, conduit.Config{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Trailer", "Digest")
+		conduit.StreamJSON(w, r, streamSeq(nil, 1))
+		w.Header().Set("Digest", "x")
+	})})
+	res, _ := streamOpen(t, http1Protocol.client(t), url)
+	body, err := io.ReadAll(res.Body)
+	if err != nil || string(body) != "[1]" || res.Trailer.Get("Digest") != "x" {
+		t.Errorf("got %q, %v, trailer %v", body, err, res.Trailer)
+	}
+}
+
+// A writer without deadlines leaves a server's handler one way to cut a reply.
+func TestJSONAbortCutsBehindAWriterWithoutDeadlines(t *testing.T) {
+	eachProtocol(t, func(t *testing.T, p protocol) {
+		url := streamServe(t, p, conduit.Config{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			s, err := conduit.NewJSONStream(flushOnly{w}, r)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			s.Write(strings.Repeat("x", 20<<10))
+			s.Abort()
+			t.Error("Abort returned")
+		})})
+		res, _ := streamOpen(t, p.client(t), url)
+		if body, err := io.ReadAll(res.Body); err == nil {
+			t.Errorf("got %d bytes that look whole", len(body))
+		}
+	})
+}
+
+// flushOnly is a wrapper from before Unwrap.
+type flushOnly struct{ w http.ResponseWriter }
+
+func (f flushOnly) Header() http.Header         { return f.w.Header() }
+func (f flushOnly) Write(p []byte) (int, error) { return f.w.Write(p) }
+func (f flushOnly) WriteHeader(status int)      { f.w.WriteHeader(status) }
+func (f flushOnly) Flush()                      { f.w.(http.Flusher).Flush() }
+
+// On a plain server nothing else puts a deadline on the last chunk.
+func TestStreamHandlersEndUnderADeadlineOnAPlainServer(t *testing.T) {
+	for _, test := range []struct {
+		name, last string // of what the client reads
+		handler    http.Handler
+	}{
+		{"SSEHandler", "data: text\n\n\r\n", conduit.SSEHandler(func(s *conduit.SSEStream, r *http.Request) error {
+			return s.WriteSSE(&conduit.SSEEvent{Data: "text"})
+		})},
+		{"JSONHandler", "]\r\n", conduit.JSONHandler(func(*http.Request) iter.Seq2[string, error] {
+			return func(yield func(string, error) bool) {
+				yield("text", nil)
+				time.Sleep(time.Second) // it is sent, and so the reply chunked
+			}
+		})},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				l := newPipeListener()
+				closed := make(chan struct{})
+				srv := &http.Server{Handler: test.handler, WriteTimeout: 5 * time.Second, ConnState: func(_ net.Conn, state http.ConnState) {
+					if state == http.StateClosed {
+						close(closed)
+					}
+				}}
+				go srv.Serve(l)
+				t.Cleanup(func() { srv.Close() })
+				c := l.dial()
+				t.Cleanup(func() { c.Close() })
+				go fmt.Fprint(c, "GET / HTTP/1.1\r\nHost: conduit.test\r\n\r\n")
+				var got []byte
+				for one := make([]byte, 1); !strings.HasSuffix(string(got), test.last); got = append(got, one[0]) {
+					if _, err := c.Read(one); err != nil {
+						t.Fatal(err)
+					}
+				}
+				time.Sleep(time.Minute)
+				select {
+				case <-closed:
+				default:
+					t.Error("the connection waits for a client that reads no further")
+				}
+			})
+		})
+	}
+}
+
+func TestJSONHandlerHEADOpensNothing(t *testing.T) {
+	url := streamServe(t, http1Protocol, conduit.Config{Handler: conduit.JSONHandler(func(*http.Request) iter.Seq2[int, error] {
+		t.Error("items was called")
+		return streamSeq[int](nil)
+	})})
+	res, err := http1Protocol.client(t).Head(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	res.Body.Close()
+	if ct := res.Header.Get("Content-Type"); res.StatusCode != 200 || ct != "application/json" {
+		t.Errorf("got %d of type %q", res.StatusCode, ct)
+	}
+}
+
+// Clients that go are not worth a line at level error.
+func TestStreamHandlersLogThatAClientHasGoneAtDebug(t *testing.T) {
+	for name, h := range map[string]func(wait func(*http.Request)) http.Handler{
+		"JSONHandler": func(wait func(*http.Request)) http.Handler {
+			return conduit.JSONHandler(func(r *http.Request) iter.Seq2[string, error] {
+				return func(yield func(string, error) bool) {
+					if yield(strings.Repeat("x", 20<<10), nil) {
+						wait(r)
+						yield("more", nil)
+					}
+				}
+			})
+		},
+		"SSEHandler": func(wait func(*http.Request)) http.Handler {
+			return conduit.SSEHandler(func(s *conduit.SSEStream, r *http.Request) error {
+				wait(r)
+				return s.WriteSSE(&conduit.SSEEvent{Data: "x"})
+			})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			eachProtocol(t, func(t *testing.T, p protocol) {
+				var logs logBuffer
+				ended := make(chan struct{})
+				served := h(func(r *http.Request) { <-r.Context().Done() })
+				url := streamServe(t, p, conduit.Config{Logger: logs.logger(), Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					defer close(ended)
+					served.ServeHTTP(w, r)
+				})})
+				_, cancel := streamOpen(t, p.client(t), url)
+				cancel()
+				streamReceive(t, ended, "the end of the handler")
+				lines := logs.find("stream failed")
+				if len(lines) != 1 || lines[0]["level"] != "DEBUG" {
+					t.Errorf("got %v, want one line at level debug", lines)
+				}
+			})
+		})
+	}
+}
+
+// Before Serve leaves at a drain it takes what is ready, and a channel that is
+// never empty does not keep it from leaving.
+func TestSSEServeTakesWhatIsReadyAtADrain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		events := make(chan *conduit.SSEEvent, 100)
+		text := strings.Repeat("x", 4<<10)
+		fill := func() {
+			for len(events) < cap(events) {
+				events <- &conduit.SSEEvent{Data: text}
+			}
+		}
+		fill()
+		served := make(chan error, 1)
+		srv, client, url := streamBubble(t, http1Protocol, conduit.Config{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			s, err := conduit.NewSSEStream(w, r)
+			if err == nil {
+				err = s.Serve(events)
+			}
+			served <- err
+		})})
+		s, _ := sseSubscribe(t, client, url)
+		synctest.Wait() // the first batch waits for the client
+		fill()
+		srv.Drain()
+		synctest.Wait()
+		n := 0
+		for {
+			e, err := s.next()
+			if err == io.EOF {
+				break
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if e.data != text {
+				t.Fatalf("event %d is %.20q", n, e.data)
+			}
+			if n++; n > 10*cap(events) {
+				t.Fatal("Serve does not leave")
+			}
+			fill() // never empty
+		}
+		if err := <-served; err != nil || !sseRetries(s.retries) {
+			t.Errorf("Serve = %v, retries %q", err, s.retries)
+		}
+		if n < cap(events) {
+			t.Errorf("%d events came, of %d that were ready", n, cap(events))
+		}
+	})
+}
+
+// What came before an event that cannot be sent is sent.
+func TestSSEServeSendsWhatCameBeforeABadEvent(t *testing.T) {
+	events := make(chan *conduit.SSEEvent, 3)
+	events <- &conduit.SSEEvent{Data: "one"}
+	events <- &conduit.SSEEvent{Data: "two"}
+	events <- &conduit.SSEEvent{ID: "a\nb"}
+	got := sseServe(t, func(s *conduit.SSEStream, r *http.Request) {
+		if err := s.Serve(events); err == nil || !strings.Contains(err.Error(), "ID") {
+			t.Errorf("Serve = %v, want it to name ID", err)
+		}
+	})
+	if parsed, err := sseParse(got.body); err != nil || len(parsed) != 2 {
+		t.Errorf("got %q, %v, want the two before it", got.body, err)
+	}
+}
+
+func TestSSERetryOfLessThanAMillisecond(t *testing.T) {
+	got := sseServe(t, func(s *conduit.SSEStream, r *http.Request) {
+		s.WriteSSE(&conduit.SSEEvent{Retry: time.Microsecond})
+	})
+	if got.body != "retry: 1\n\n" {
+		t.Errorf("got %q, want the shortest that there is", got.body)
+	}
+}
+
+func TestSSEHandlerRefusesWhatComesAfterIt(t *testing.T) {
+	var stream *conduit.SSEStream
+	rec := httptest.NewRecorder()
+	conduit.SSEHandler(func(s *conduit.SSEStream, r *http.Request) error {
+		stream = s
+		return nil
+	}).ServeHTTP(rec, httptest.NewRequest("GET", "/", nil))
+	streamReceive(t, stream.Done(), "Done, for the handler has returned")
+	if err := stream.WriteSSE(&conduit.SSEEvent{Data: "late"}); err == nil || rec.Body.Len() > 0 {
+		t.Errorf("WriteSSE = %v, and the body is %q", err, rec.Body)
+	}
+}
+
+// A client that was cut off before its first event misses nothing either.
+func TestSSEBrokerTellsEveryClientWhereItStands(t *testing.T) {
+	for _, test := range []struct {
+		name    string
+		cfg     conduit.SSEBrokerConfig
+		before  []string // published before the client comes
+		away    []string // published while it is away
+		restart bool     // and the broker is another one when it comes back
+		want    []string // what it gets then, before "live"
+	}{
+		{"missed one", conduit.SSEBrokerConfig{}, []string{"old"}, []string{"missed"}, false, []string{"missed"}},
+		{"missed the first there is", conduit.SSEBrokerConfig{}, nil, []string{"first", "second"}, false, []string{"first", "second"}},
+		{"missed nothing", conduit.SSEBrokerConfig{}, []string{"old"}, nil, false, nil},
+		{"nothing there yet", conduit.SSEBrokerConfig{}, nil, nil, false, nil},
+		{"missed more than is kept", conduit.SSEBrokerConfig{Replay: 2}, nil, []string{"1", "2", "3"}, false, []string{"gap:", "2", "3"}},
+		{"restarted", conduit.SSEBrokerConfig{}, []string{"old"}, nil, true, []string{"gap:"}},
+		{"restarted, and more came", conduit.SSEBrokerConfig{}, nil, []string{"new"}, true, []string{"gap:", "new"}},
+		{"no replay, missed nothing", conduit.SSEBrokerConfig{Replay: -1}, []string{"old"}, nil, false, nil},
+		{"no replay, missed one", conduit.SSEBrokerConfig{Replay: -1}, []string{"old"}, []string{"missed"}, false, []string{"gap:"}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := conduit.NewSSEBroker(&test.cfg)
+				var current atomic.Pointer[conduit.SSEBroker]
+				current.Store(b)
+				_, client, url := streamBubble(t, http1Protocol, conduit.Config{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					current.Load().ServeHTTP(w, r)
+				})})
+				ssePublish(t, b, test.before...)
+				res, cancel := streamOpen(t, client, url)
+				var first []byte
+				for one := make([]byte, 1); !strings.HasSuffix(string(first), "\n\n"); first = append(first, one[0]) {
+					if _, err := res.Body.Read(one); err != nil {
+						t.Fatal(err)
+					}
+				}
+				s, events, err := sseReadAll(bytes.NewReader(first))
+				if err != nil || len(events) != 0 || s.id == "" {
+					t.Fatalf("began with %q, want an ID alone", first)
+				}
+				cancel()
+				synctest.Wait()
+				if test.restart {
+					b = conduit.NewSSEBroker(&test.cfg)
+					current.Store(b)
+				}
+				ssePublish(t, b, test.away...)
+				// Twice, for a gap must not come again.
+				for range 2 {
+					again, cancel := sseSubscribe(t, client, url, "Last-Event-ID", s.id)
+					synctest.Wait()
+					ssePublish(t, b, "live")
+					want := append(slices.Clone(test.want), "live")
+					if got := sseData(t, again, len(want)); !slices.Equal(got, want) {
+						t.Fatalf("got %q, want %q", got, want)
+					}
+					cancel()
+					synctest.Wait()
+					s.id, test.want = again.id, nil
+				}
+			})
+		})
+	}
+}
+
+// A client that takes a long replay slowly does not hold up a drain.
+func TestSSEBrokerEndsAReplayAtADrain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := conduit.NewSSEBroker(nil)
+		srv, client, url := streamBubble(t, http1Protocol, conduit.Config{Handler: b})
+		for i := range 256 {
+			ssePublish(t, b, fmt.Sprint(i, strings.Repeat("x", 20<<10)))
+		}
+		s, _ := sseSubscribe(t, client, url, "Last-Event-ID", "old")
+		synctest.Wait()
+		srv.Drain()
+		synctest.Wait()
+		got := 0
+		for {
+			e, err := s.next()
+			if err == io.EOF {
+				break
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if e.event == "gap" {
+				continue
+			}
+			if !strings.HasPrefix(e.data, fmt.Sprint(got, "x")) {
+				t.Fatalf("event %d is %.20q", got, e.data)
+			}
+			got++
+		}
+		if got > 3 || !sseRetries(s.retries) {
+			t.Errorf("%d events after the drain, retries %q", got, s.retries)
+		}
+	})
+}
+
+// At a drain a client gets what is published by then, however much follows.
+func TestSSEBrokerDrainEndsABusyClient(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := conduit.NewSSEBroker(&conduit.SSEBrokerConfig{Queue: 1 << 20})
+		srv, client, url := streamBubble(t, http1Protocol, conduit.Config{Handler: b})
+		s, _ := sseSubscribe(t, client, url)
+		synctest.Wait()
+		text := strings.Repeat("x", 20<<10)
+		ssePublish(t, b, text, text, text)
+		synctest.Wait()
+		srv.Drain()
+		for n := 0; ; n++ {
+			_, err := s.next()
+			if err == io.EOF {
+				if n < 3 {
+					t.Errorf("got %d events, want the three that were there", n)
+				}
+				break
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if n == 1000 {
+				t.Fatal("the client does not end while events are published")
+			}
+			ssePublish(t, b, text)
+		}
+		if !sseRetries(s.retries) {
+			t.Errorf("retries %q", s.retries)
+		}
+	})
+}
+
+// publishingWriter publishes as the header goes out.
+type publishingWriter struct {
+	http.ResponseWriter
+	publish func()
+}
+
+func (w *publishingWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+func (w *publishingWriter) Write(p []byte) (int, error) {
+	w.publish()
+	return w.ResponseWriter.Write(p)
+}
+
+// Whoever has the header misses nothing.
+func TestSSEBrokerJoinsBeforeTheHeader(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := conduit.NewSSEBroker(nil)
+		_, client, url := streamBubble(t, http1Protocol, conduit.Config{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			publish := sync.OnceFunc(func() { ssePublish(t, b, "with the header") })
+			b.ServeHTTP(&publishingWriter{w, publish}, r)
+		})})
+		s, _ := sseSubscribe(t, client, url)
+		if got := sseData(t, s, 1); !slices.Equal(got, []string{"with the header"}) {
+			t.Errorf("got %q", got)
+		}
+	})
+}
+
+// Retry alone is no event: it has no ID and pages do not see it.
+func TestSSEBrokerPublishesARetry(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := conduit.NewSSEBroker(nil)
+		_, client, url := streamBubble(t, http1Protocol, conduit.Config{Handler: b})
+		res, _ := streamOpen(t, client, url)
+		synctest.Wait()
+		if err := b.Publish(&conduit.SSEEvent{Retry: time.Second}); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		b.Close()
+		body, err := io.ReadAll(res.Body)
+		_, rest, found := strings.Cut(string(body), "\n\n")
+		if err != nil || !found || !strings.HasPrefix(rest, "retry: 1000\n\n") {
+			t.Errorf("got %q, %v, want the retry alone behind the client's place", body, err)
+		}
+	})
 }
 
 // FuzzSSEEvent writes an event, which must come out as it was or be refused.

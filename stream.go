@@ -604,6 +604,7 @@ func JSONHandler[T any](items func(*http.Request) iter.Seq2[T, error]) http.Hand
 			err = streamItems(s, seq)
 		}
 		if err == nil {
+			s.reply.deadline.arm() // for what net/http still writes, on a plain http.Server
 			return
 		}
 		logStreamFailure(r, err)
