@@ -983,8 +983,8 @@ const healthTimeout = 5 * time.Second
 // seconds together; an error goes to the log and never to the client. Replies
 // are not to be stored. Other methods than GET and HEAD get 405.
 //
-// A check is any func(context.Context) error, such as the PingContext of an
-// [database/sql.DB]. Health panics if one is nil.
+// A check is any func(context.Context) error, such as [DatabaseHealth]'s. Health
+// panics if one is nil.
 func Health(checks ...func(context.Context) error) http.Handler {
 	for i, check := range checks {
 		if check == nil {

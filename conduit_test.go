@@ -10614,6 +10614,353 @@ func (fakeConn) Prepare(string) (driver.Stmt, error) { return nil, errors.New("n
 func (fakeConn) Close() error                        { return nil }
 func (fakeConn) Begin() (driver.Tx, error)           { return nil, errors.New("not implemented") }
 
+func TestWarmOpensConnectionsSideBySide(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var d scriptedDatabase
+		db := d.open(t)
+		holdConns(t, db, 3)() // there already
+		d.dial = func(context.Context, int64) error { time.Sleep(time.Second); return nil }
+		cfg := &conduit.DatabaseConfig{DB: db, MaxIdleConns: 10} // not applied: without, 2 stay idle
+		start := time.Now()
+		if err := cfg.Warm(t.Context(), 10); err != nil {
+			t.Fatal(err)
+		}
+		if got := time.Since(start); got != time.Second {
+			t.Errorf("7 dials of a second each took %v, want a second", got)
+		}
+		if got := db.Stats(); got.Idle != 10 || got.InUse != 0 || got.MaxOpenConnections != 100 {
+			t.Errorf("%d idle and %d in use of %d, want 10, 0 and 100", got.Idle, got.InUse, got.MaxOpenConnections)
+		}
+		holdConns(t, db, 10)()
+		if got := d.dials.Load(); got != 11 { // database/sql kept 2 of the 3
+			t.Errorf("%d dials, want 11: 10 requests find a connection each", got)
+		}
+	})
+}
+
+func TestWarmThatFailsGivesEverythingBack(t *testing.T) {
+	refused := errors.New("too many clients already")
+	tests := []struct {
+		name  string
+		dial  func(ctx context.Context, n int64) error
+		want  error
+		after time.Duration
+		idle  int
+	}{
+		{"one is refused", func(ctx context.Context, n int64) error {
+			switch {
+			case n <= 4:
+				return nil
+			case n == 5:
+				time.Sleep(time.Second)
+				return refused
+			}
+			<-ctx.Done() // not before one has failed
+			return ctx.Err()
+		}, refused, time.Second, 4},
+		{"all are refused", func(context.Context, int64) error { return refused }, refused, 0, 0},
+		{"no answer", func(ctx context.Context, n int64) error { <-ctx.Done(); return ctx.Err() }, context.DeadlineExceeded, time.Minute, 0},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				d := scriptedDatabase{dial: tt.dial}
+				db := d.open(t)
+				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+				defer cancel()
+				start := time.Now()
+				err := conduit.DefaultDatabaseConfig(db).Warm(ctx, 8)
+				if !errors.Is(err, tt.want) || !strings.HasPrefix(err.Error(), "conduit: Warm: ") {
+					t.Errorf("Warm = %v, want %v", err, tt.want)
+				}
+				if got := time.Since(start); got != tt.after {
+					t.Errorf("Warm took %v, want %v", got, tt.after)
+				}
+				if got := db.Stats(); got.InUse != 0 || got.Idle != tt.idle || d.live.Load() != int64(tt.idle) {
+					t.Errorf("%d idle, %d in use, %d open, want %d, 0 and %d", got.Idle, got.InUse, d.live.Load(), tt.idle, tt.idle)
+				}
+			})
+		})
+	}
+}
+
+func TestWarmIsRefused(t *testing.T) {
+	var d scriptedDatabase
+	db := d.open(t)
+	tests := []struct {
+		name string
+		cfg  *conduit.DatabaseConfig
+		n    int
+		want string // none: no error
+	}{
+		{"nil", nil, 1, "conduit: DB: is required"},
+		{"no DB", &conduit.DatabaseConfig{}, 1, "conduit: DB: is required"},
+		{"idle above open", &conduit.DatabaseConfig{DB: db, MaxOpenConns: 5, MaxIdleConns: 6}, 1, "conduit: MaxIdleConns: 6 is more than MaxOpenConns, 5"},
+		{"beyond the default", &conduit.DatabaseConfig{DB: db}, 11, "conduit: n: 11 is more than MaxIdleConns, 10"},
+		{"beyond what open leaves of the default", &conduit.DatabaseConfig{DB: db, MaxOpenConns: 4}, 5, "conduit: n: 5 is more than MaxIdleConns, 4"},
+		{"none may be idle", &conduit.DatabaseConfig{DB: db, MaxIdleConns: -1}, 1, "conduit: n: 1 is more than MaxIdleConns, 0"},
+		{"negative", &conduit.DatabaseConfig{DB: db}, -1, "conduit: n: -1 is negative"},
+		{"none", &conduit.DatabaseConfig{DB: db, MaxIdleConns: -1}, 0, ""},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			db.SetMaxOpenConns(77)
+			err := tt.cfg.Warm(t.Context(), tt.n)
+			if tt.want == "" && err != nil || tt.want != "" && (err == nil || err.Error() != tt.want) {
+				t.Errorf("Warm = %v, want %q", err, tt.want)
+			}
+			if got := db.Stats().MaxOpenConnections; tt.want != "" && got != 77 {
+				t.Errorf("MaxOpenConnections = %d, want it left alone", got)
+			}
+			if got := d.dials.Load(); got != 0 {
+				t.Errorf("%d dials, want none", got)
+			}
+		})
+	}
+}
+
+func TestDatabaseHealthTellsASaturatedPoolFromADatabaseThatIsDown(t *testing.T) {
+	down := errors.New("connection refused")
+	hang := func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }
+	slow := func(ctx context.Context, _ int64) error {
+		select {
+		case <-time.After(time.Second):
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	tests := []struct {
+		name      string
+		db        *scriptedDatabase
+		open      int           // MaxOpenConns
+		held      int           // connections in use
+		free      time.Duration // when one of them is given back; 0: never
+		budget    time.Duration // of the context, 5 s
+		want      error
+		saturated bool
+		after     time.Duration
+	}{
+		{name: "well", open: 2},
+		{name: "well without a limit", held: 20},
+		{name: "well with the last connection", open: 2, held: 1},
+		{name: "full", open: 2, held: 2, saturated: true, after: 250 * time.Millisecond},
+		{name: "full, for a moment", open: 2, held: 2, free: 200 * time.Millisecond, after: 200 * time.Millisecond},
+		{name: "full, and little time", open: 2, held: 2, budget: 100 * time.Millisecond, saturated: true, after: 50 * time.Millisecond},
+		{name: "slow to dial", db: &scriptedDatabase{dial: slow}, open: 2, after: time.Second},
+		{name: "refuses", db: &scriptedDatabase{dial: func(context.Context, int64) error { return down }}, open: 2, want: down},
+		{name: "silent when dialled", db: &scriptedDatabase{dial: func(ctx context.Context, _ int64) error { return hang(ctx) }}, open: 1, want: context.DeadlineExceeded, after: 5 * time.Second},
+		{name: "silent when asked", db: &scriptedDatabase{ping: hang}, open: 1, want: context.DeadlineExceeded, after: 5 * time.Second},
+		{name: "does not answer a ping", db: &scriptedDatabase{ping: func(context.Context) error { return down }}, open: 2, want: down},
+		{name: "well without Ping", db: &scriptedDatabase{query: func() error { return nil }}, open: 2},
+		{name: "down without Ping", db: &scriptedDatabase{query: func() error { return down }}, open: 2, want: down},
+		{name: "nothing but bad connections", db: &scriptedDatabase{ping: func(context.Context) error { return driver.ErrBadConn }}, open: 2, want: driver.ErrBadConn},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				d := tt.db
+				if d == nil {
+					d = new(scriptedDatabase)
+				}
+				db := d.open(t)
+				db.SetMaxOpenConns(tt.open)
+				giveBack := holdConns(t, db, tt.held)
+				defer giveBack()
+				if tt.free > 0 {
+					time.AfterFunc(tt.free, giveBack)
+				}
+				budget := tt.budget
+				if budget == 0 {
+					budget = 5 * time.Second
+				}
+				ctx, cancel := context.WithTimeout(t.Context(), budget)
+				defer cancel()
+
+				start := time.Now()
+				err := conduit.DatabaseHealth(db)(ctx)
+				if got := errors.Is(err, conduit.ErrPoolSaturated); got != tt.saturated {
+					t.Errorf("saturated = %v, want %v: %v", got, tt.saturated, err)
+				}
+				if !tt.saturated && !errors.Is(err, tt.want) {
+					t.Errorf("%v, want %v", err, tt.want)
+				}
+				if err != nil && !strings.HasPrefix(err.Error(), "conduit: DatabaseHealth: ") {
+					t.Errorf("%v, want conduit: DatabaseHealth: before it", err)
+				}
+				if got := time.Since(start); got != tt.after {
+					t.Errorf("it took %v, want %v", got, tt.after)
+				}
+				if got := db.Stats().InUse; !tt.saturated && tt.free == 0 && got != tt.held {
+					t.Errorf("%d connections in use, want %d", got, tt.held)
+				}
+			})
+		})
+	}
+}
+
+// The context of a client that has gone says nothing about the pool.
+func TestDatabaseHealthOfACancelledContext(t *testing.T) {
+	var d scriptedDatabase
+	db := d.open(t)
+	db.SetMaxOpenConns(1)
+	defer holdConns(t, db, 1)()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := conduit.DatabaseHealth(db)(ctx); !errors.Is(err, context.Canceled) || errors.Is(err, conduit.ErrPoolSaturated) {
+		t.Errorf("%v, want context.Canceled", err)
+	}
+}
+
+// A database that was restarted is well, however many dead connections are
+// left of the time before.
+func TestDatabaseHealthGoesPastDeadConnections(t *testing.T) {
+	var restarted atomic.Bool
+	var d scriptedDatabase
+	d.alive = func(born int64) bool { return !restarted.Load() || born > 10 }
+	db := d.open(t)
+	db.SetMaxIdleConns(10)
+	holdConns(t, db, 10)()
+	restarted.Store(true)
+	if err := conduit.DatabaseHealth(db)(t.Context()); err != nil {
+		t.Errorf("%v, want nil", err)
+	}
+	if got := db.Stats(); got.OpenConnections != 1 || got.Idle != 1 {
+		t.Errorf("%d open and %d idle, want the new one alone", got.OpenConnections, got.Idle)
+	}
+}
+
+func TestDatabaseHealthOfNothing(t *testing.T) {
+	defer func() {
+		if v, ok := recover().(string); !ok || !strings.HasPrefix(v, "conduit: DatabaseHealth: DB: ") {
+			t.Errorf("panic %v, want one that names DB", v)
+		}
+	}()
+	conduit.DatabaseHealth(nil)
+}
+
+func TestHealthOfADatabase(t *testing.T) {
+	var d scriptedDatabase
+	db := d.open(t)
+	db.SetMaxOpenConns(1)
+	srv := httptest.NewServer(conduit.Health(conduit.DatabaseHealth(db)))
+	defer srv.Close()
+	for _, tt := range []struct {
+		held   int
+		status int
+		body   string
+	}{
+		{0, 200, `{"status":"ok"}`},
+		{1, 503, `{"status":"failing"}`},
+	} {
+		giveBack := holdConns(t, db, tt.held)
+		res, err := http.Get(srv.URL)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(res.Body)
+		res.Body.Close()
+		if err != nil || res.StatusCode != tt.status || string(body) != tt.body {
+			t.Errorf("%d held: %d %q, %v; want %d %q", tt.held, res.StatusCode, body, err, tt.status, tt.body)
+		}
+		giveBack()
+	}
+}
+
+// holdConns takes n connections and returns what gives them back.
+func holdConns(t *testing.T, db *sql.DB, n int) func() {
+	t.Helper()
+	var conns []*sql.Conn
+	for range n {
+		c, err := db.Conn(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		conns = append(conns, c)
+	}
+	return func() {
+		for _, c := range conns {
+			c.Close()
+		}
+	}
+}
+
+// scriptedDatabase is a driver whose connections do as they are told.
+type scriptedDatabase struct {
+	dial  func(ctx context.Context, n int64) error // the nth dial
+	ping  func(context.Context) error
+	query func() error          // instead of ping: the driver has no Ping
+	alive func(born int64) bool // whether the connection of that dial is
+
+	dials, live atomic.Int64
+}
+
+func (d *scriptedDatabase) open(t *testing.T) *sql.DB {
+	db := sql.OpenDB(d)
+	t.Cleanup(func() { db.Close() })
+	return db
+}
+
+func (d *scriptedDatabase) Driver() driver.Driver { return nil }
+
+func (d *scriptedDatabase) Connect(ctx context.Context) (driver.Conn, error) {
+	n := d.dials.Add(1)
+	if d.dial != nil {
+		if err := d.dial(ctx, n); err != nil {
+			return nil, err
+		}
+	}
+	d.live.Add(1)
+	c := scriptedConn{d, n}
+	if d.query != nil {
+		return c, nil
+	}
+	return scriptedPinger{c}, nil
+}
+
+type scriptedConn struct {
+	d    *scriptedDatabase
+	born int64
+}
+
+func (c scriptedConn) Prepare(string) (driver.Stmt, error) { return nil, errors.New("not implemented") }
+
+func (c scriptedConn) Begin() (driver.Tx, error) { return nil, errors.New("not implemented") }
+func (c scriptedConn) Close() error              { c.d.live.Add(-1); return nil }
+
+func (c scriptedConn) QueryContext(_ context.Context, query string, _ []driver.NamedValue) (driver.Rows, error) {
+	if query != "SELECT 1" {
+		return nil, errors.New("syntax error")
+	}
+	return &oneRow{}, c.d.query()
+}
+
+type scriptedPinger struct{ scriptedConn }
+
+func (c scriptedPinger) Ping(ctx context.Context) error {
+	switch {
+	case c.d.alive != nil && !c.d.alive(c.born):
+		return driver.ErrBadConn
+	case c.d.ping != nil:
+		return c.d.ping(ctx)
+	}
+	return nil
+}
+
+type oneRow struct{ read bool }
+
+func (r *oneRow) Columns() []string { return []string{"1"} }
+func (r *oneRow) Close() error      { return nil }
+
+func (r *oneRow) Next(dest []driver.Value) error {
+	if r.read {
+		return io.EOF
+	}
+	r.read = true
+	dest[0] = int64(1)
+	return nil
+}
+
 // Helpers
 
 // protocol is a way to speak to a server.

@@ -208,8 +208,7 @@ func ExampleDraining() {
 	// Output: 204 No Content
 }
 
-// A check is any function that returns an error, such as a database's
-// PingContext. What it returns goes to the log and not to the client.
+// A check is any function that returns an error, which goes to the log and not to the client.
 func ExampleHealth() {
 	var queue error
 	health := conduit.Health(func(ctx context.Context) error { return queue })
@@ -436,20 +435,23 @@ func ExampleFastTimeout() {
 	// 503 Service Unavailable
 }
 
-// The pool is bounded when the server is made, and closed when the last
-// request that may use it has been answered.
-func ExampleDatabaseConfig() {
+// The pool is bounded when the server is made, warm before the first request
+// comes, and closed when the last one that may use it has been answered.
+func ExampleDatabaseConfig_Warm() {
 	db, err := sql.Open("postgres", os.Getenv("DATABASE_URL")) // import a driver for it
 	if err != nil {
 		log.Fatal(err)
 	}
+	pool := &conduit.DatabaseConfig{DB: db, MaxOpenConns: 50, MaxIdleConns: 50}
 	mux := http.NewServeMux()
-	mux.Handle("GET /health", conduit.Health(db.PingContext))
-	srv, err := conduit.New(&conduit.Config{
-		Handler:  mux,
-		Database: &conduit.DatabaseConfig{DB: db, MaxOpenConns: 50, MaxIdleConns: 50},
-	})
+	mux.Handle("GET /health", conduit.Health(conduit.DatabaseHealth(db)))
+	srv, err := conduit.New(&conduit.Config{Handler: mux, Database: pool})
 	if err != nil {
+		log.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	if err := pool.Warm(ctx, 20); err != nil {
 		log.Fatal(err)
 	}
 	g := conduit.NewGracefulShutdown(srv, nil)
@@ -457,6 +459,23 @@ func ExampleDatabaseConfig() {
 	if err := g.Start(); err != nil {
 		log.Fatal(err)
 	}
+}
+
+// A service whose queue is short may prefer to stay in rotation while its pool
+// is full: only a database that is down makes it unwell.
+func ExampleDatabaseHealth() {
+	db, err := sql.Open("postgres", os.Getenv("DATABASE_URL")) // import a driver for it
+	if err != nil {
+		log.Fatal(err)
+	}
+	check := conduit.DatabaseHealth(db)
+	http.Handle("GET /health", conduit.Health(func(ctx context.Context) error {
+		err := check(ctx)
+		if errors.Is(err, conduit.ErrPoolSaturated) {
+			return nil
+		}
+		return err
+	}))
 }
 
 // A long list goes out coded to clients that accept it, a short reply as it

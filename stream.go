@@ -1070,7 +1070,8 @@ type SSEBrokerConfig struct {
 
 	// Queue is how many events a client may lag behind before it is told of a
 	// gap and let go: Replay by default, and 256 where that is none. It should
-	// be more than what is published within a few milliseconds. Negative panics.
+	// be more than what is published within a few milliseconds, so that a small
+	// Replay wants it set. Negative panics.
 	Queue int
 
 	// MaxClients is how many clients there may be at once; more get 503 with
