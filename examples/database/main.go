@@ -1,0 +1,154 @@
+// Database is a service that keeps its posts in a database: SQLite, in a file
+// that it makes itself, or Postgres if DATABASE_URL is set. Every open page
+// shows a new post at once, whichever instance of the service it was sent to,
+// and one that lost its connection misses none.
+//
+//	cd examples/database
+//	go run .
+//	curl localhost:8080/api/posts --json '{"title": "Hello"}'
+//	curl localhost:8080/api/posts
+//	curl localhost:8080/api/posts/stream
+//	curl -N localhost:8080/api/events
+//
+// As many instances as one likes may share a Postgres. A SQLite file is for
+// one: two that open the same do not tell each other of new posts.
+//
+//	DATABASE_URL=postgres://user:password@localhost/posts go run . -addr :8081
+//	DATABASE_URL=postgres://user:password@localhost/posts go run . -addr :8082
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"time"
+
+	"example.com/conduit"
+)
+
+func main() {
+	os.Exit(run(context.Background(), os.Args[1:], os.Getenv, os.Stderr))
+}
+
+// run serves until a signal comes or ctx ends and returns the exit status: 0
+// after a clean shutdown, 2 for flags that make no sense, 1 for all else that
+// goes wrong.
+func run(ctx context.Context, args []string, getenv func(string) string, stderr io.Writer) int {
+	address := ":8080"
+	if port := getenv("PORT"); port != "" {
+		address = ":" + port
+	}
+	flags := flag.NewFlagSet("database", flag.ContinueOnError)
+	flags.SetOutput(stderr)
+	flags.StringVar(&address, "addr", address, "`address` to listen on; PORT in the environment sets the port of the default")
+	file := flags.String("db", "posts.db", "SQLite `file`, made if it is not there; DATABASE_URL in the environment, that of a Postgres, is used instead of any")
+	switch err := flags.Parse(args); {
+	case errors.Is(err, flag.ErrHelp):
+		return 0
+	case err != nil:
+		return 2
+	case flags.NArg() > 0:
+		fmt.Fprintf(stderr, "database: unexpected argument %q\n", flags.Arg(0))
+		flags.Usage()
+		return 2
+	}
+
+	slog.SetDefault(slog.New(slog.NewJSONHandler(stderr, nil)))
+	s := service{address: address, file: *file, url: getenv("DATABASE_URL"), replay: 256}
+	if err := s.run(ctx, nil); err != nil {
+		slog.Error("stopped", "err", err)
+		return 1
+	}
+	return 0
+}
+
+// service is one instance.
+type service struct {
+	address string
+	file    string // of SQLite
+	url     string // of Postgres, which is used if it is set
+	replay  int    // posts that a page may have missed and is sent again
+}
+
+// startTimeout bounds what comes before the first request: connections,
+// migrations, the newest posts.
+const startTimeout = 30 * time.Second
+
+// run serves on l, or on the address if l is nil, until a signal comes or ctx
+// ends. The order of the end is that of a stack: requests, files, events, and
+// last the database that all of them may use.
+func (s service) run(ctx context.Context, l net.Listener) error {
+	starting, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	posts, err := s.open(starting)
+	if err != nil {
+		return err
+	}
+	feed, err := newFeed(starting, posts, s.replay)
+	if err != nil {
+		return errors.Join(err, posts.close())
+	}
+	files, err := newFiles()
+	if err != nil {
+		return errors.Join(err, posts.close())
+	}
+	cfg := conduit.DefaultConfig(newHandler(posts, feed, files))
+	cfg.Address = s.address
+	cfg.Database = posts.pool
+	srv, err := conduit.New(cfg)
+	if err != nil {
+		return errors.Join(err, posts.close())
+	}
+
+	g := conduit.NewGracefulShutdown(srv, nil)
+	g.RegisterHook(func(context.Context) error { return posts.close() })
+	g.RegisterHook(feed.stop)
+	g.RegisterHook(func(context.Context) error { return files.Close() })
+	feed.start()
+	return g.Run(ctx, l)
+}
+
+func (s service) open(ctx context.Context) (*store, error) {
+	if s.url != "" {
+		return openPostgres(ctx, s.url)
+	}
+	return openSQLite(ctx, s.file)
+}
+
+// newHandler returns the whole service: its routes behind its middleware.
+func newHandler(posts *store, feed *feed, files *conduit.FileServer) http.Handler {
+	api := &api{posts: posts, feed: feed}
+	mux := http.NewServeMux()
+	mux.Handle("GET /{$}", newPage(files))
+	mux.Handle("GET /static/", files)
+	mux.Handle("GET /health", conduit.Health(conduit.DatabaseHealth(posts.db)))
+	mux.HandleFunc("GET /api/posts", api.serveList)
+	mux.HandleFunc("POST /api/posts", api.serveCreate)
+	mux.HandleFunc("GET /api/posts/stream", api.serveStream)
+	mux.HandleFunc("GET /api/posts/{id}", api.serveOne)
+	mux.Handle("GET /api/events", feed)
+	mux.Handle("/api/", unmatched(mux))
+
+	return conduit.Chain(
+		conduit.RequestID(),
+		conduit.Recovery(),
+		conduit.LoggingWith(&conduit.LoggingConfig{Skip: isHealthCheck}),
+		conduit.TimeoutWith(&conduit.TimeoutConfig{
+			Duration: 30 * time.Second,
+			Message:  `{"error":"timed out"}`,
+		}),
+		conduit.Compression(),
+	)(mux)
+}
+
+// isHealthCheck reports whether r is one of those that a load balancer sends
+// every second and nobody wants to read about.
+func isHealthCheck(r *http.Request) bool {
+	return r.Method == http.MethodGet && r.URL.Path == "/health"
+}
