@@ -27,6 +27,7 @@ import (
 	"compress/gzip"
 	"context"
 	"crypto/rand"
+	"database/sql"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
@@ -41,6 +42,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"runtime/debug"
 	"strconv"
 	"strings"
@@ -1133,4 +1135,59 @@ func sseBenchBroker(b *testing.B, h http.Handler, clients int, publish func(*con
 	perEvent := float64(b.Elapsed().Nanoseconds()) / float64(b.N) / round
 	b.ReportMetric(perEvent, "ns/event")
 	b.ReportMetric(perEvent/float64(clients), "ns/event/client")
+}
+
+// read is ReadRuntimeStats, net_http what programs call today for fewer
+// numbers, which stops the world. JSON and Prometheus are the endpoint's replies,
+// the pool's numbers included.
+func BenchmarkRuntimeStats(b *testing.B) {
+	b.Run("read", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			_ = conduit.ReadRuntimeStats()
+		}
+	})
+	b.Run("ReadMemStats", func(b *testing.B) {
+		b.ReportAllocs()
+		var m runtime.MemStats
+		for b.Loop() {
+			runtime.ReadMemStats(&m)
+		}
+	})
+	db := sql.OpenDB(fakeConnector{})
+	defer db.Close()
+	p := profilingNew(b, &conduit.ProfilingConfig{DB: db})
+	for name, query := range map[string]string{"JSON": "", "Prometheus": "?format=prometheus"} {
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			r := httptest.NewRequest("GET", "/debug/pprof/stats"+query, nil)
+			r.RemoteAddr, r.Host = "127.0.0.1:1", "localhost"
+			w := &benchWriter{header: make(http.Header)}
+			for b.Loop() {
+				w.reset()
+				p.ServeHTTP(w, r)
+			}
+			if w.status != http.StatusOK || w.bytes < 500 {
+				b.Errorf("%d with %d bytes", w.status, w.bytes)
+			}
+		})
+	}
+}
+
+// What SlowRequests costs a request that is not slow.
+func BenchmarkSlowRequests(b *testing.B) {
+	p := profilingNew(b, &conduit.ProfilingConfig{FlightRecorder: 1e9})
+	h := p.SlowRequests(1e12, b.TempDir())(http.HandlerFunc(benchHello))
+	for name, h := range map[string]http.Handler{"conduit": h, "bare_handler": http.HandlerFunc(benchHello)} {
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			srv := benchConduitServer(b, h, slog.DiscardHandler)
+			r := httptest.NewRequest("GET", "/", nil).WithContext(context.WithValue(b.Context(), http.ServerContextKey, srv.HTTPServer()))
+			w := &benchWriter{header: make(http.Header)}
+			for b.Loop() {
+				w.reset()
+				srv.HTTPServer().Handler.ServeHTTP(w, r)
+			}
+		})
+	}
 }

@@ -50,9 +50,9 @@
 // deadline so that the answer is delivered even where it is due later than
 // WriteTimeout.
 //
-// What lasts longer by nature, a [Stream], a [JSONStream], an [SSEStream] or a
-// large file of a [FileServer], is bound by neither from its first byte on: the
-// write deadline moves along with it.
+// What lasts longer by nature, a [Stream], a [JSONStream], an [SSEStream], a
+// large file of a [FileServer] or a profile, is bound by neither from its first
+// byte on: the write deadline moves along with it.
 //
 // # Logging
 //
@@ -288,6 +288,8 @@ type Server struct {
 	hurry     context.CancelCauseFunc // ends the time of the shutdown that runs; nil before Shutdown or Close
 	ended     chan struct{}           // closed when the server has stopped
 	report    shutdownReport
+
+	atEnd func() // set before serving; called once, before ended is closed
 }
 
 // New returns a Server for cfg, which it copies, and applies cfg.Database. The
@@ -619,8 +621,17 @@ func (s *Server) shutdown(ctx context.Context) shutdownReport {
 	s.report = report
 	s.mu.Unlock()
 	s.cancelRequests(http.ErrServerClosed)
-	close(s.ended)
+	s.end()
 	return report
+}
+
+// end says that the server has stopped. What atEnd closes, the Profiler of
+// NewProfilingServer, is closed by then.
+func (s *Server) end() {
+	if s.atEnd != nil {
+		s.atEnd()
+	}
+	close(s.ended)
 }
 
 // begin returns nil to the first that stops the server, who closes s.ended
@@ -731,7 +742,7 @@ func (s *Server) Close() error {
 	}
 	s.Drain()
 	err := s.cut(http.ErrServerClosed)
-	close(s.ended)
+	s.end()
 	return err
 }
 

@@ -3,6 +3,7 @@ package conduit_test
 import (
 	"bufio"
 	"context"
+	"crypto/subtle"
 	"crypto/tls"
 	"database/sql"
 	"encoding/json"
@@ -976,4 +977,161 @@ func streamExample(h http.Handler) {
 	}
 	fmt.Println(res.Header.Get("Content-Type"))
 	fmt.Println(strings.TrimSpace(string(body)))
+}
+
+// On the machine itself, go tool pprof http://localhost:8080/debug/pprof/heap
+// and a browser at http://localhost:8080/debug/pprof/live; from anywhere else
+// there is nothing to see.
+func ExampleEnableDefaultProfiling() {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /", func(w http.ResponseWriter, r *http.Request) { fmt.Fprintln(w, "hello") })
+	conduit.EnableDefaultProfiling(mux)
+
+	srv := httptest.NewServer(mux)
+	defer srv.Close()
+	for _, host := range []string{"localhost", "service.example"} {
+		req, err := http.NewRequest("GET", srv.URL+"/debug/pprof/heap", nil)
+		if err != nil {
+			log.Fatal(err)
+		}
+		req.Host = host
+		res, err := http.DefaultClient.Do(req)
+		if err != nil {
+			log.Fatal(err)
+		}
+		res.Body.Close()
+		fmt.Println(host, res.Status)
+	}
+	// Output:
+	// localhost 200 OK
+	// service.example 403 Forbidden
+}
+
+// A Profiler with a rate for mutexes and the flight recorder of the last ten
+// seconds, which /debug/pprof/flight sends.
+func ExampleProfiler_Enable() {
+	p, err := conduit.NewProfiler(&conduit.ProfilingConfig{
+		MutexFraction:  100,
+		FlightRecorder: 10 * time.Second,
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer p.Close() // in a service, in a hook of its shutdown
+	mux := http.NewServeMux()
+	p.Enable(mux)
+
+	srv := httptest.NewServer(mux)
+	defer srv.Close()
+	res, err := http.Get(srv.URL + "/debug/pprof/flight")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer res.Body.Close()
+	fmt.Println(res.Status, res.Header.Get("Content-Disposition"))
+	// Output:
+	// 200 OK attachment; filename="flight"
+}
+
+// Behind a proxy, or for Prometheus on another machine, a token decides. Allow
+// is then all the protection there is.
+func ExampleProfilingConfig_allow() {
+	token := []byte("Bearer " + "a secret from the environment")
+	p, err := conduit.NewProfiler(&conduit.ProfilingConfig{
+		Allow: func(r *http.Request) bool {
+			return subtle.ConstantTimeCompare([]byte(r.Header.Get("Authorization")), token) == 1
+		},
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	srv := httptest.NewServer(p)
+	defer srv.Close()
+	for _, authorization := range []string{"", string(token)} {
+		req, err := http.NewRequest("GET", srv.URL+"/debug/pprof/stats?format=prometheus", nil)
+		if err != nil {
+			log.Fatal(err)
+		}
+		req.Header.Set("Authorization", authorization)
+		req.Header.Set("X-Forwarded-For", "192.0.2.1")
+		res, err := http.DefaultClient.Do(req)
+		if err != nil {
+			log.Fatal(err)
+		}
+		body, _ := io.ReadAll(res.Body)
+		res.Body.Close()
+		fmt.Println(res.Status, strings.Contains(string(body), "go_goroutines"))
+	}
+	// Output:
+	// 403 Forbidden false
+	// 200 OK true
+}
+
+// A recording of what went on, in the directory, when a request has taken two
+// seconds.
+func ExampleProfiler_SlowRequests() {
+	p, err := conduit.NewProfiler(&conduit.ProfilingConfig{FlightRecorder: 10 * time.Second})
+	if err != nil {
+		log.Fatal(err)
+	}
+	dir, err := os.MkdirTemp("", "recordings")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	handler := conduit.Chain(
+		conduit.RequestID(),
+		conduit.Recovery(),
+		conduit.Logging(),
+		p.SlowRequests(2*time.Second, dir),
+		conduit.Timeout(30*time.Second),
+	)(http.NotFoundHandler())
+	srv, err := conduit.New(conduit.DefaultConfig(handler))
+	if err != nil {
+		log.Fatal(err)
+	}
+	g := conduit.NewGracefulShutdown(srv, nil)
+	g.RegisterHook(func(context.Context) error { return p.Close() })
+	ctx, stop := context.WithCancel(context.Background())
+	stop() // a service goes on until a signal comes
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(g.Run(ctx, l))
+	// Output:
+	// <nil>
+}
+
+// A port of its own, which the service's public side does not have. ":6060" is
+// 127.0.0.1:6060.
+func ExampleNewProfilingServer() {
+	srv, err := conduit.NewProfilingServer(":0", nil)
+	if err != nil {
+		log.Fatal(err)
+	}
+	l, err := net.Listen("tcp", srv.HTTPServer().Addr)
+	if err != nil {
+		log.Fatal(err)
+	}
+	served := make(chan error)
+	go func() { served <- srv.Serve(l) }()
+
+	res, err := http.Get("http://" + l.Addr().String() + "/debug/pprof/profile?seconds=0.1")
+	if err != nil {
+		log.Fatal(err)
+	}
+	res.Body.Close()
+	fmt.Println(res.Status)
+	fmt.Println(srv.Shutdown(context.Background()), <-served)
+	// Output:
+	// 200 OK
+	// <nil> <nil>
+}
+
+func ExampleReadRuntimeStats() {
+	s := conduit.ReadRuntimeStats()
+	fmt.Println(s.Goroutines > 0, s.HeapBytes > 0)
+	// Output:
+	// true true
 }

@@ -98,7 +98,11 @@ func (s service) run(ctx context.Context, l net.Listener) error {
 	if err != nil {
 		return errors.Join(err, posts.close())
 	}
-	cfg := conduit.DefaultConfig(newHandler(posts, feed, files))
+	profiler, err := conduit.NewProfiler(&conduit.ProfilingConfig{DB: posts.db})
+	if err != nil {
+		return errors.Join(err, posts.close())
+	}
+	cfg := conduit.DefaultConfig(newHandler(posts, feed, files, profiler))
 	cfg.Address = s.address
 	cfg.Database = posts.pool
 	srv, err := conduit.New(cfg)
@@ -109,7 +113,7 @@ func (s service) run(ctx context.Context, l net.Listener) error {
 	g := conduit.NewGracefulShutdown(srv, nil)
 	g.RegisterHook(func(context.Context) error { return posts.close() })
 	g.RegisterHook(feed.stop)
-	g.RegisterHook(func(context.Context) error { return files.Close() })
+	g.RegisterHook(func(context.Context) error { return errors.Join(files.Close(), profiler.Close()) })
 	feed.start()
 	return g.Run(ctx, l)
 }
@@ -122,7 +126,7 @@ func (s service) open(ctx context.Context) (*store, error) {
 }
 
 // newHandler returns the whole service: its routes behind its middleware.
-func newHandler(posts *store, feed *feed, files *conduit.FileServer) http.Handler {
+func newHandler(posts *store, feed *feed, files *conduit.FileServer, profiler *conduit.Profiler) http.Handler {
 	api := &api{posts: posts, feed: feed}
 	mux := http.NewServeMux()
 	mux.Handle("GET /{$}", newPage(files))
@@ -134,11 +138,12 @@ func newHandler(posts *store, feed *feed, files *conduit.FileServer) http.Handle
 	mux.HandleFunc("GET /api/posts/{id}", api.serveOne)
 	mux.Handle("GET /api/events", feed)
 	mux.Handle("/api/", unmatched(mux))
+	profiler.Enable(mux) // for this machine alone
 
 	return conduit.Chain(
 		conduit.RequestID(),
 		conduit.Recovery(),
-		conduit.LoggingWith(&conduit.LoggingConfig{Skip: isHealthCheck}),
+		conduit.LoggingWith(&conduit.LoggingConfig{Skip: isRoutine}),
 		conduit.TimeoutWith(&conduit.TimeoutConfig{
 			Duration: 30 * time.Second,
 			Message:  `{"error":"timed out"}`,
@@ -147,8 +152,8 @@ func newHandler(posts *store, feed *feed, files *conduit.FileServer) http.Handle
 	)(mux)
 }
 
-// isHealthCheck reports whether r is one of those that a load balancer sends
-// every second and nobody wants to read about.
-func isHealthCheck(r *http.Request) bool {
-	return r.Method == http.MethodGet && r.URL.Path == "/health"
+// isRoutine reports whether r is one of those that a load balancer, or the page
+// of live statistics, sends every second and nobody wants to read about.
+func isRoutine(r *http.Request) bool {
+	return r.Method == http.MethodGet && (r.URL.Path == "/health" || r.URL.Path == "/debug/pprof/stats")
 }

@@ -22,6 +22,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"example.com/conduit"
 )
 
 // engines are the databases that every promise of the service is kept on.
@@ -765,7 +767,11 @@ func assemble(t *testing.T, s service) *instance {
 	if err != nil {
 		t.Fatal(err)
 	}
-	srv := httptest.NewServer(newHandler(posts, feed, files))
+	profiler, err := conduit.NewProfiler(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := httptest.NewServer(newHandler(posts, feed, files, profiler))
 	in := &instance{url: srv.URL, posts: posts, feed: feed}
 	in.stop = sync.OnceFunc(func() {
 		if feed.cancel != nil {

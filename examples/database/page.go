@@ -62,6 +62,8 @@ var pageTemplate = template.Must(template.New("page").Parse(`<!DOCTYPE html>
 <dd>A new post, from a JSON object with a title and a body.</dd>
 <dt><a href="/health">GET /health</a></dt>
 <dd>Whether the service and its database are well.</dd>
+<dt><a href="/debug/pprof/live">GET /debug/pprof/live</a></dt>
+<dd>The service and its pool at work, for whoever is on its machine.</dd>
 </dl>
 <pre><code>curl localhost:8080/api/posts --json '{"title": "Hello"}'</code></pre>
 </main>

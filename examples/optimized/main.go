@@ -1,8 +1,8 @@
 // Optimized is a service as one would run it in production: a small JSON API
 // with streams and events, and a page with its files, embedded, that shows them
 // as they come; all of it behind the whole chain of middleware;
-// HTTP/2, TLS that is renewed without a restart, structured logs and a shutdown
-// that loses no request.
+// HTTP/2, TLS that is renewed without a restart, structured logs, profiles and
+// statistics for whoever is on the machine, and a shutdown that loses no request.
 //
 //	go run ./examples/optimized
 //	curl localhost:8080/api/posts
@@ -10,6 +10,7 @@
 //	curl localhost:8080/api/posts/stream
 //	curl -N localhost:8080/api/events
 //	curl --compressed localhost:8080/static/
+//	go tool pprof localhost:8080/debug/pprof/heap
 package main
 
 import (
@@ -19,6 +20,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"os"
 	"time"
@@ -44,6 +46,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 	certFile := flags.String("tls-cert", "", "`file` with the certificate chain, which turns on TLS")
 	keyFile := flags.String("tls-key", "", "`file` with the certificate's private key")
 	h2c := flags.Bool("h2c", false, "accept HTTP/2 in cleartext, from a proxy that speaks it")
+	debugAddress := flags.String("debug-addr", "", "`address` to serve profiles on as well, on 127.0.0.1 if it has no host: a port that no proxy is in front of")
 	switch err := flags.Parse(args); {
 	case errors.Is(err, flag.ErrHelp):
 		return 0
@@ -73,6 +76,14 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 	}
 
 	g := conduit.NewGracefulShutdown(srv, nil)
+	if *debugAddress != "" {
+		profiling, err := startProfiling(*debugAddress)
+		if err != nil {
+			slog.Error("not started", "err", err)
+			return 1
+		}
+		g.RegisterHook(profiling.Shutdown) // a drain is worth looking at
+	}
 	g.RegisterHook(func(ctx context.Context) error {
 		// Hooks run after a failed start too. Where nothing was served,
 		// there is nothing to say but why.
@@ -89,6 +100,25 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 	return 0
 }
 
+// startProfiling returns a server of profiles that serves already.
+func startProfiling(address string) (*conduit.Server, error) {
+	srv, err := conduit.NewProfilingServer(address, nil)
+	if err != nil {
+		return nil, fmt.Errorf("-debug-addr: %w", err)
+	}
+	l, err := net.Listen("tcp", srv.HTTPServer().Addr)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("-debug-addr: %w", err), srv.Close())
+	}
+	slog.Info("profiling", "url", "http://"+l.Addr().String()+"/debug/pprof/live")
+	go func() {
+		if err := srv.Serve(l); err != nil {
+			slog.Error("profiling stopped", "err", err)
+		}
+	}()
+	return srv, nil
+}
+
 // newHandler returns the whole service: its routes behind its middleware.
 func newHandler(posts *store, files *conduit.FileServer) http.Handler {
 	mux := http.NewServeMux()
@@ -101,11 +131,12 @@ func newHandler(posts *store, files *conduit.FileServer) http.Handler {
 	mux.HandleFunc("GET /api/posts/{id}", posts.serveOne)
 	mux.Handle("GET /api/events", posts.events)
 	mux.Handle("/api/", unmatched(mux))
+	conduit.EnableDefaultProfiling(mux) // for this machine alone
 
 	return conduit.Chain(
 		conduit.RequestID(),
 		conduit.Recovery(),
-		conduit.LoggingWith(&conduit.LoggingConfig{Skip: isHealthCheck}),
+		conduit.LoggingWith(&conduit.LoggingConfig{Skip: isRoutine}),
 		conduit.TimeoutWith(&conduit.TimeoutConfig{
 			Duration: 30 * time.Second,
 			Message:  `{"error":"timed out"}`,
@@ -114,8 +145,8 @@ func newHandler(posts *store, files *conduit.FileServer) http.Handler {
 	)(mux)
 }
 
-// isHealthCheck reports whether r is one of those that a load balancer sends
-// every second and nobody wants to read about.
-func isHealthCheck(r *http.Request) bool {
-	return r.Method == http.MethodGet && r.URL.Path == "/health"
+// isRoutine reports whether r is one of those that a load balancer, or the page
+// of live statistics, sends every second and nobody wants to read about.
+func isRoutine(r *http.Request) bool {
+	return r.Method == http.MethodGet && (r.URL.Path == "/health" || r.URL.Path == "/debug/pprof/stats")
 }

@@ -491,6 +491,64 @@ func TestRunServesUntilItIsStopped(t *testing.T) {
 	}
 }
 
+// The address of the profiles is in the log, and they end with the service.
+func TestRunServesProfiles(t *testing.T) {
+	keepDefaultLogger(t)
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	r, w := io.Pipe()
+	status := make(chan int, 1)
+	go func() {
+		status <- run(ctx, []string{"-addr", "127.0.0.1:0", "-debug-addr", ":0"}, func(string) string { return "" }, w)
+		w.Close()
+	}()
+	var url string
+	for lines := bufio.NewScanner(r); lines.Scan(); {
+		var line struct{ Msg, URL, Level string }
+		if err := json.Unmarshal(lines.Bytes(), &line); err != nil {
+			t.Fatalf("log: %v in %q", err, lines.Text())
+		}
+		if line.Level != "INFO" {
+			t.Errorf("log: %s", lines.Text())
+		}
+		if line.Msg == "profiling" {
+			url = line.URL
+			go func() {
+				defer stop()
+				for _, path := range []string{"/debug/pprof/live", "/debug/pprof/heap"} {
+					if resp, _ := do(t, http.DefaultClient, newGet(t, strings.Replace(url, "/debug/pprof/live", path, 1))); resp.StatusCode != http.StatusOK {
+						t.Errorf("GET %s: status %d, want 200", path, resp.StatusCode)
+					}
+				}
+			}()
+		}
+	}
+	if got := <-status; got != 0 {
+		t.Errorf("status %d, want 0", got)
+	}
+	if !strings.HasPrefix(url, "http://127.0.0.1:") {
+		t.Errorf("the log says that profiles are at %q, want an address of this machine", url)
+	}
+	if resp, err := http.Get(url); err == nil {
+		resp.Body.Close()
+		t.Errorf("GET %s: status %d after the end, want an error", url, resp.StatusCode)
+	}
+}
+
+// The service itself has them too, for its machine and not for its clients.
+func TestProfilesAreForThisMachine(t *testing.T) {
+	srv := newTestServer(t, newStore())
+	for field, want := range map[string]int{"X-Anything": http.StatusOK, "X-Forwarded-For": http.StatusForbidden} {
+		for _, path := range []string{"/debug/pprof/", "/debug/pprof/live", "/debug/pprof/stats", "/debug/pprof/profile?seconds=0.01"} {
+			req := newGet(t, srv.URL+path)
+			req.Header.Set(field, "192.0.2.1")
+			if resp, body := do(t, srv.Client(), req); resp.StatusCode != want {
+				t.Errorf("GET %s with %s: status %d, want %d; body %.100q", path, field, resp.StatusCode, want, body)
+			}
+		}
+	}
+}
+
 func TestRunThatCannotServe(t *testing.T) {
 	taken, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -515,6 +573,8 @@ func TestRunThatCannotServe(t *testing.T) {
 		{name: "unreadable pair", args: []string{"-addr", ":" + port, "-tls-cert", missing, "-tls-key", missing}, status: 1, oneLine: true, want: []string{"CertFile", "KeyFile", missing}},
 		{name: "certificate alone", args: []string{"-tls-cert", missing}, status: 1, oneLine: true, want: []string{"KeyFile: is required"}},
 		{name: "key alone", args: []string{"-tls-key", missing}, status: 1, oneLine: true, want: []string{"CertFile: is required"}},
+		{name: "debug port taken", args: []string{"-addr", "127.0.0.1:0", "-debug-addr", taken.Addr().String()}, status: 1, oneLine: true, want: []string{"not started", "-debug-addr", taken.Addr().String()}},
+		{name: "debug address without port", args: []string{"-addr", "127.0.0.1:0", "-debug-addr", "localhost"}, status: 1, oneLine: true, want: []string{"not started", "-debug-addr", "missing port"}},
 		{name: "unknown flag", args: []string{"-verbose"}, status: 2, want: []string{"-verbose", "Usage"}},
 		{name: "argument", args: []string{"start"}, status: 2, want: []string{`"start"`, "Usage"}},
 		{name: "help", args: []string{"-h"}, status: 0, want: []string{"Usage", "-tls-cert"}},

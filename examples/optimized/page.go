@@ -60,6 +60,8 @@ var pageTemplate = template.Must(template.New("page").Parse(`<!DOCTYPE html>
 <dd>A new post, from a JSON object with a title and a body.</dd>
 <dt><a href="/health">GET /health</a></dt>
 <dd>Whether the service is well.</dd>
+<dt><a href="/debug/pprof/live">GET /debug/pprof/live</a></dt>
+<dd>The service at work, for whoever is on its machine.</dd>
 <dt><a href="/static/">GET /static/</a></dt>
 <dd>Files: a page on how long requests wait.</dd>
 </dl>
