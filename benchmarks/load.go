@@ -1,0 +1,136 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/valyala/fasthttp"
+)
+
+// clients is how many connections of HTTP/1.1, or streams of HTTP/2, ask at
+// the same time.
+const clients = 32
+
+// load asks for one exchange again and again, until it is closed.
+type load struct {
+	x     *exchange
+	ask   []func() error // each for one goroutine
+	close func()
+}
+
+// newLoad returns a load of HTTP/1.1 on the address addr, each client with a
+// connection that it keeps.
+func newLoad(x *exchange, addr string) *load {
+	host := &fasthttp.HostClient{
+		Addr:                     addr,
+		MaxConns:                 clients,
+		ReadTimeout:              20 * time.Second,
+		WriteTimeout:             20 * time.Second,
+		ReadBufferSize:           64 << 10,
+		NoDefaultUserAgentHeader: true,
+		DisablePathNormalizing:   true,
+	}
+	l := &load{x: x, close: host.CloseIdleConnections}
+	for range clients {
+		var req fasthttp.Request
+		var res fasthttp.Response
+		req.SetRequestURI("http://" + addr + x.path)
+		req.Header.SetMethod(x.method)
+		for name, values := range x.header {
+			req.Header.Set(name, values[0])
+		}
+		req.SetBodyString(x.body)
+		l.ask = append(l.ask, func() error {
+			if err := host.Do(&req, &res); err != nil {
+				return err
+			}
+			return x.checkAgain(res.StatusCode(), len(res.Body()))
+		})
+	}
+	return l
+}
+
+// newHTTP2Load returns a load over TLS and HTTP/2 on base, with four
+// connections that the clients share.
+func newHTTP2Load(x *exchange, base string) *load {
+	l := &load{x: x}
+	var transports []*http.Transport
+	for range 4 {
+		transports = append(transports, newTransport())
+	}
+	l.close = func() {
+		for _, t := range transports {
+			t.CloseIdleConnections()
+		}
+	}
+	for i := range clients {
+		transport := transports[i%len(transports)]
+		l.ask = append(l.ask, func() error {
+			req, err := http.NewRequest(x.method, base+x.path, strings.NewReader(x.body))
+			if err != nil {
+				return err
+			}
+			req.Header = x.header
+			res, err := transport.RoundTrip(req)
+			if err != nil {
+				return err
+			}
+			defer res.Body.Close()
+			n, err := io.Copy(io.Discard, res.Body)
+			if err != nil {
+				return err
+			}
+			return x.checkAgain(res.StatusCode, int(n))
+		})
+	}
+	return l
+}
+
+// checkAgain returns an error unless a reply looks like the one that was
+// checked.
+func (x *exchange) checkAgain(status, length int) error {
+	if status != x.status || length != x.length {
+		return fmt.Errorf("%s %s: got %d with %d bytes under load, want %d with %d", x.method, x.path, status, length, x.status, x.length)
+	}
+	return nil
+}
+
+// run asks for d, and until the last replies have come, and returns how many
+// did.
+func (l *load) run(ctx context.Context, d time.Duration) (int64, error) {
+	ctx, cancel := context.WithTimeout(ctx, d)
+	defer cancel()
+	var replies atomic.Int64
+	var mu sync.Mutex
+	var errs []error
+	var group sync.WaitGroup
+	for _, ask := range l.ask {
+		group.Go(func() {
+			for ctx.Err() == nil {
+				if err := ask(); err != nil {
+					mu.Lock()
+					errs = append(errs, err)
+					mu.Unlock()
+					cancel()
+					return
+				}
+				replies.Add(1)
+			}
+		})
+	}
+	group.Wait()
+	if len(errs) > 0 {
+		return 0, errs[0] // the others only follow
+	}
+	if replies.Load() == 0 {
+		return 0, errors.New("no reply came in time")
+	}
+	return replies.Load(), nil
+}

@@ -1,0 +1,101 @@
+package main
+
+import (
+	"errors"
+	"net"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/valyala/fasthttp"
+)
+
+// A peer is one way to serve the routes.
+type peer struct {
+	name  string
+	title string
+	only  []string // the routes it has, whichever HTTP; nil: all
+	lacks []string // and those that it has not
+	http1 bool     // it speaks no HTTP/2
+	// outside: it is a program of its own, which is not there in process.
+	outside bool
+
+	// serve serves s on l, and over TLS on secure, until the service is
+	// stopped.
+	serve func(s *site, l, secure net.Listener) (*service, error)
+}
+
+// service is a peer that serves.
+type service struct {
+	server   *http.Server            // what handles the requests of l; nil for those that are not net/http
+	fasthttp fasthttp.RequestHandler // the same, for fiber
+	pid      int                     // of the process that serves, if it is another one
+	stop     func() error
+}
+
+// peers returns all of them, in the order of the table.
+func peers() []peer {
+	return []peer{
+		{name: "net_http", title: "net/http by hand", serve: serveNetHTTP},
+		{name: "conduit", title: "Conduit", serve: serveConduit},
+		{name: "conduit_fast", title: "Conduit, FastTimeout", only: []string{"chain", "chain_gzip"}, serve: serveConduitFast},
+		{name: "chi", title: "chi", lacks: []string{"fan_out", "fan_out_one"}, serve: serveChi},
+		{name: "echo", title: "echo", lacks: []string{"fan_out", "fan_out_one"}, serve: serveEcho},
+		{name: "gin", title: "gin", lacks: []string{"fan_out", "fan_out_one"}, serve: serveGin},
+		{name: "fiber", title: "fiber (not net/http)", lacks: []string{"fan_out", "fan_out_one"}, http1: true, serve: serveFiber},
+		{name: "gzhttp", title: "gzhttp", only: []string{"chain", "chain_gzip", "gzip", "script"}, serve: serveGzhttp},
+		{name: "go_sse", title: "go-sse", only: []string{"sse", "fan_out", "fan_out_one"}, serve: serveGoSSE},
+		{name: "ready", title: "ready bytes", lacks: notReady, serve: serveReady},
+		{name: "nginx", title: "nginx", only: []string{"static", "not_modified", "script", "large", "connections"}, outside: true, serve: serveNginx},
+	}
+}
+
+// notReady are the routes whose replies cannot be ready.
+var notReady = []string{"post", "stream", "sse", "fan_out", "fan_out_one", "connections"}
+
+// has reports whether p serves r.
+func (p *peer) has(r *route) bool {
+	name := r.name
+	if r.http2 {
+		if p.http1 {
+			return false
+		}
+		name = strings.TrimSuffix(name, "_h2")
+	}
+	if p.only != nil {
+		return slices.Contains(p.only, name)
+	}
+	return !slices.Contains(p.lacks, name)
+}
+
+// The timeouts of a server are those that Conduit has by default: they cost
+// something, so all peers have them.
+const (
+	readTimeout       = 15 * time.Second
+	readHeaderTimeout = 10 * time.Second
+	writeTimeout      = 15 * time.Second
+	idleTimeout       = 60 * time.Second
+
+	handlerTimeout = 30 * time.Second // of the chain
+)
+
+// serveHandler serves h with net/http's own server.
+func serveHandler(s *site, l, secure net.Listener, h http.Handler) (*service, error) {
+	newServer := func() *http.Server {
+		return &http.Server{
+			Handler:           h,
+			ReadTimeout:       readTimeout,
+			ReadHeaderTimeout: readHeaderTimeout,
+			WriteTimeout:      writeTimeout,
+			IdleTimeout:       idleTimeout,
+		}
+	}
+	plain, overTLS := newServer(), newServer()
+	go plain.Serve(l)
+	go overTLS.ServeTLS(secure, s.certFile, s.keyFile)
+	return &service{
+		server: plain,
+		stop:   func() error { return errors.Join(plain.Close(), overTLS.Close()) },
+	}, nil
+}
