@@ -44,6 +44,7 @@ import (
 	"runtime"
 	"runtime/metrics"
 	"runtime/pprof"
+	"runtime/trace"
 	"slices"
 	"strconv"
 	"strings"
@@ -10860,7 +10861,10 @@ func TestProfilingGuardsRealConnections(t *testing.T) {
 	for request, want := range map[string]string{
 		"GET /debug/pprof/ HTTP/1.1\r\nHost: localhost\r\n\r\n":                                                           "200",
 		"GET http://localhost/debug/pprof/ HTTP/1.1\r\nHost: x\r\n\r\n":                                                   "200", // the Host is that of the target
-		"GET /debug/pprof/ HTTP/1.1\r\nHost: localhost\r\nSec-Fetch-Site: cross-site\r\nSec-Fetch-Dest: document\r\n\r\n": "200", // a link
+		"GET /debug/pprof/ HTTP/1.1\r\nHost: localhost\r\nSec-Fetch-Site: cross-site\r\nSec-Fetch-User: ?1\r\n\r\n":       "200", // a link
+		"GET /debug/pprof/ HTTP/1.1\r\nHost: localhost\r\nSec-Fetch-Site: cross-site\r\nSec-Fetch-Dest: document\r\n\r\n": "403", // a script that navigates
+		"GET /debug/pprof/ HTTP/1.1\r\nHost: localhost\r\nCF-Connecting-IP: 192.0.2.1\r\n\r\n":                            "403",
+		"GET /debug/pprof/ HTTP/1.1\r\nHost: localhost\r\nX-Original-Forwarded-For: 192.0.2.1\r\n\r\n":                    "403",
 		"GET /debug/pprof/ HTTP/1.1\r\nHost: localhost\r\nSec-Fetch-Site: cross-site\r\nSec-Fetch-Dest: iframe\r\n\r\n":   "403",
 		"GET /debug/pprof/ HTTP/1.1\r\nHost: \r\n\r\n":                                                                    "403",
 		"GET /debug/pprof/ HTTP/1.1\r\nHost: attacker.example\r\n\r\n":                                                    "403",
@@ -11738,6 +11742,232 @@ func TestProfileWaitsForASlowClientOnly(t *testing.T) {
 	}
 }
 
+// Rates are the process's: what one Profiler records is not turned off by the
+// end of another's recording.
+func TestProfilersSideBySide(t *testing.T) {
+	a, b := profilingServe(t, profilingNew(t, nil)), profilingServe(t, profilingNew(t, nil))
+	end := profilingRecordLong(t, a)
+	for _, name := range []string{"mutex", "block"} {
+		get(t, http.DefaultClient, b+name+"?seconds=0.01")
+	}
+	if rate := runtime.SetMutexProfileFraction(-1); rate != 1 {
+		t.Errorf("the mutex rate is %d while another recording runs, want 1", rate)
+	}
+	stop := profilingContend(t)
+	before := profilingBlocked(t, a)
+	for start := time.Now(); profilingBlocked(t, a) == before; time.Sleep(time.Millisecond) {
+		if time.Since(start) > 10*time.Second {
+			t.Fatal("nothing is recorded of what blocks while another recording runs")
+		}
+	}
+	stop()
+	end()
+	if rate := runtime.SetMutexProfileFraction(-1); rate != 0 {
+		t.Errorf("the mutex rate is %d after both, want 0", rate)
+	}
+}
+
+// A rate that a Profiler was configured with outlives the recordings of others,
+// and ends with the last Profiler that has one.
+func TestProfilingRatesAreSharedByProfilers(t *testing.T) {
+	first := profilingNew(t, &conduit.ProfilingConfig{MutexFraction: 5})
+	second := profilingNew(t, &conduit.ProfilingConfig{MutexFraction: 7})
+	other := profilingServe(t, profilingNew(t, nil))
+	get(t, http.DefaultClient, other+"mutex?seconds=0.01")
+	if rate := runtime.SetMutexProfileFraction(-1); rate != 7 {
+		t.Errorf("the rate is %d, want the second Profiler's 7", rate)
+	}
+	second.Close()
+	if rate := runtime.SetMutexProfileFraction(-1); rate != 7 {
+		t.Errorf("the rate is %d while one that was configured is left, want 7", rate)
+	}
+	first.Close()
+	if rate := runtime.SetMutexProfileFraction(-1); rate != 0 {
+		t.Errorf("the rate is %d after the last, want 0", rate)
+	}
+}
+
+// A mutex rate of somebody else's is left alone, whether it is set before a
+// recording or during it.
+func TestProfilingLeavesAForeignMutexRateAlone(t *testing.T) {
+	t.Cleanup(func() { runtime.SetMutexProfileFraction(0) })
+	url := profilingServe(t, profilingNew(t, nil))
+	for _, before := range []bool{true, false} {
+		runtime.SetMutexProfileFraction(0)
+		if before {
+			runtime.SetMutexProfileFraction(5)
+		}
+		end := profilingRecordLong(t, url)
+		if !before {
+			runtime.SetMutexProfileFraction(5)
+		}
+		end()
+		if rate := runtime.SetMutexProfileFraction(-1); rate != 5 {
+			t.Errorf("set before: %v; the rate is %d, want the 5 of somebody else", before, rate)
+		}
+	}
+}
+
+// The runtime serves a trace and the flight recorder with one goroutine: a
+// trace's client must not be able to stop that.
+func TestSlowClientOfATraceDoesNotHoldTheFlightRecorder(t *testing.T) {
+	p := profilingNew(t, &conduit.ProfilingConfig{FlightRecorder: time.Minute, Allow: func(*http.Request) bool { return true }})
+	url := profilingServe(t, p)
+	stuck := &profilingStuckWriter{header: make(http.Header), entered: make(chan struct{}), leave: make(chan struct{})}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		p.ServeHTTP(stuck, httptest.NewRequest("GET", "/debug/pprof/trace?seconds=0.01", nil))
+	}()
+	<-stuck.entered
+	if r := get(t, http.DefaultClient, url+"flight"); r.status != 200 {
+		t.Errorf("beside a slow client: %d %q, want 200", r.status, r.body)
+	}
+	close(stuck.leave)
+	<-done
+}
+
+// A trace that fills memory ends before its time.
+func TestTraceEndsWhereItGrowsTooLarge(t *testing.T) {
+	url := profilingServe(t, profilingNew(t, nil))
+	got := make(chan reply, 1)
+	go func() { got <- get(t, http.DefaultClient, url+"trace?seconds=120") }()
+	pad := strings.Repeat("x", 1000)
+	start := time.Now()
+	for i := 0; ; i++ {
+		select {
+		case r := <-got:
+			if size := len(r.body); r.status != 200 || size < 64<<20 || size > 256<<20 || !strings.HasPrefix(r.body, "go 1.") {
+				t.Errorf("got %d, %d bytes: %.20q", r.status, size, r.body)
+			}
+			if took := time.Since(start); took > time.Minute {
+				t.Errorf("it took %v, as if it had not ended early", took)
+			}
+			return
+		default:
+			trace.Log(t.Context(), "pad", strconv.Itoa(i)+pad) // each is kept, for it is another
+		}
+	}
+}
+
+// The service's requests are not those of a port of its own for profiles.
+func TestProfilingServerSaysNothingOfAServer(t *testing.T) {
+	srv, err := conduit.NewProfilingServer("127.0.0.1:0", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := get(t, http.DefaultClient, serve(t, srv)+"/debug/pprof/stats")
+	if got.status != 200 || strings.Contains(got.body, `"server"`) {
+		t.Errorf("got %d %s", got.status, got.body)
+	}
+}
+
+// A hijack that fails leaves a request that may still be slow.
+func TestHijackThatFailsDoesNotEndASlowRequest(t *testing.T) {
+	dir := t.TempDir()
+	p := profilingNew(t, &conduit.ProfilingConfig{FlightRecorder: time.Second})
+	h := p.SlowRequests(20*time.Millisecond, dir)(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if _, _, err := http.NewResponseController(w).Hijack(); err == nil {
+			t.Error("a recorder was hijacked")
+		}
+		time.Sleep(60 * time.Millisecond)
+	}))
+	h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/", nil))
+	p.Close()
+	if names := profilingFiles(t, dir); len(names) != 1 {
+		t.Errorf("recorded %q, want one", names)
+	}
+}
+
+// A handler that panics may have been slow before.
+func TestSlowRequestThatPanicsIsRecorded(t *testing.T) {
+	dir := t.TempDir()
+	p := profilingNew(t, &conduit.ProfilingConfig{FlightRecorder: time.Second})
+	var logs logBuffer
+	h := conduit.Chain(conduit.Recovery(), p.SlowRequests(time.Nanosecond, dir))(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		r.URL.Path = "/elsewhere"
+		panic("slow")
+	}))
+	url := serve(t, newServer(t, &conduit.Config{Handler: h, Logger: logs.logger()}))
+	if got := get(t, http.DefaultClient, url+"/here"); got.status != 500 {
+		t.Errorf("got %d, want 500", got.status)
+	}
+	p.Close()
+	if lines := logs.find("slow request recorded"); len(lines) != 1 || lines[0]["path"] != "/here" {
+		t.Errorf("logged %v, want the path that was asked for", lines)
+	}
+	if names := profilingFiles(t, dir); len(names) != 1 || !strings.HasSuffix(names[0], ".trace") {
+		t.Errorf("recorded %q, want one", names)
+	}
+}
+
+// What the statistics say is what the runtime says.
+func TestRuntimeStatsAreTheRuntimes(t *testing.T) {
+	samples := []metrics.Sample{
+		{Name: "/sched/pauses/total/gc:seconds"},
+		{Name: "/sched/latencies:seconds"},
+		{Name: "/cpu/classes/user:cpu-seconds"},
+		{Name: "/sync/mutex/wait/total:seconds"},
+		{Name: "/memory/classes/total:bytes"},
+		{Name: "/memory/classes/heap/released:bytes"},
+	}
+	runtime.GC()
+	stop := profilingContend(t)
+	time.Sleep(20 * time.Millisecond)
+	stop()
+	read := func() (stats conduit.RuntimeStats, equal bool) {
+		before := make([]metrics.Sample, 2)
+		copy(before, samples)
+		metrics.Read(before)
+		count := func(s metrics.Sample) (n uint64) {
+			for _, c := range s.Value.Float64Histogram().Counts {
+				n += c
+			}
+			return n
+		}
+		pauses, latencies := count(before[0]), count(before[1])
+		stats = conduit.ReadRuntimeStats()
+		metrics.Read(samples)
+		return stats, pauses == count(samples[0]) && latencies == count(samples[1])
+	}
+	stats, equal := read()
+	for i := 0; !equal; i++ { // until nothing happened in between
+		if i == 1000 {
+			t.Fatal("the process is never at rest")
+		}
+		stats, equal = read()
+	}
+	percentile := func(h *metrics.Float64Histogram, fraction float64) float64 {
+		var all, below uint64
+		for _, c := range h.Counts {
+			all += c
+		}
+		for i, c := range h.Counts {
+			below += c
+			if float64(below) >= fraction*float64(all) {
+				return h.Buckets[i+1]
+			}
+		}
+		return 0
+	}
+	pauses, latencies := samples[0].Value.Float64Histogram(), samples[1].Value.Float64Histogram()
+	for name, v := range map[string][2]float64{
+		"pauses' p50":    {stats.GCPauseP50Seconds, percentile(pauses, 0.5)},
+		"pauses' p99":    {stats.GCPauseP99Seconds, percentile(pauses, 0.99)},
+		"latencies' p50": {stats.SchedulerLatencyP50Seconds, percentile(latencies, 0.5)},
+		"latencies' p99": {stats.SchedulerLatencyP99Seconds, percentile(latencies, 0.99)},
+		"user CPU":       {stats.CPUUserSecondsTotal, samples[2].Value.Float64()},
+		"mutex wait":     {stats.MutexWaitSecondsTotal, samples[3].Value.Float64()},
+	} {
+		if v[0] != v[1] || v[0] == 0 {
+			t.Errorf("%s: got %v, want %v", name, v[0], v[1])
+		}
+	}
+	if total, released := samples[4].Value.Uint64(), samples[5].Value.Uint64(); stats.MemoryBytes > total || stats.MemoryBytes+released < total*9/10 {
+		t.Errorf("memory: got %d, want about %d less %d", stats.MemoryBytes, total, released)
+	}
+}
+
 // Profiling helpers
 
 func profilingNew(t testing.TB, cfg *conduit.ProfilingConfig) *conduit.Profiler {
@@ -12458,6 +12688,51 @@ func holdConns(t *testing.T, db *sql.DB, n int) func() {
 			c.Close()
 		}
 	}
+}
+
+// timeoutOfADriver is an error as net.Dialer's Timeout makes it.
+type timeoutOfADriver struct{}
+
+func (timeoutOfADriver) Error() string        { return "i/o timeout" }
+func (timeoutOfADriver) Is(target error) bool { return target == context.DeadlineExceeded }
+
+// A dial that times out is a database that is down, whatever the pool does.
+func TestDatabaseHealthOfADialThatTimesOut(t *testing.T) {
+	for name, others := range map[string]int{"an idle pool": 0, "a pool that fills meanwhile": 2} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var d scriptedDatabase
+				db := d.open(t)
+				db.SetMaxOpenConns(others + 1)
+				held := holdConns(t, db, others)
+				defer held()
+				d.dial = func(context.Context, int64) error { return timeoutOfADriver{} }
+				before := d.dials.Load()
+				err := conduit.DatabaseHealth(db)(t.Context())
+				if !errors.Is(err, timeoutOfADriver{}) || errors.Is(err, conduit.ErrPoolSaturated) {
+					t.Errorf("got %v, want the driver's error", err)
+				}
+				if n := d.dials.Load() - before; n != 1 {
+					t.Errorf("%d dials, want one", n)
+				}
+			})
+		})
+	}
+}
+
+// A pool that is busy and not full is asked like any other.
+func TestDatabaseHealthOfABusyPool(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var d scriptedDatabase
+		db := d.open(t)
+		db.SetMaxOpenConns(2)
+		held := holdConns(t, db, 1)
+		defer held()
+		d.dial = func(context.Context, int64) error { time.Sleep(time.Second); return nil } // longer than a full pool is waited for
+		if err := conduit.DatabaseHealth(db)(t.Context()); err != nil {
+			t.Errorf("got %v, want nil", err)
+		}
+	})
 }
 
 // scriptedDatabase is a driver whose connections do as they are told.

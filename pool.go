@@ -124,7 +124,8 @@ func (c *DatabaseConfig) Apply() error {
 // nothing. ConnMaxIdleTime later closes those that nobody needed.
 //
 // It returns the first error of a connection that could not be opened, which
-// wraps the driver's, or that of ctx if it ends before all are open. No other
+// wraps the driver's, or that of ctx if it ends before all are open and the
+// driver heeds it. No other
 // is begun then; those that are open stay in the pool.
 func (c *DatabaseConfig) Warm(ctx context.Context, n int) error {
 	d, err := c.withDefaults()
@@ -255,7 +256,7 @@ func takeConn(ctx context.Context, db *sql.DB) (*sql.Conn, error) {
 	}
 	conn, err := db.Conn(wait)
 	switch {
-	case !errors.Is(err, context.DeadlineExceeded):
+	case wait.Err() == nil || !errors.Is(err, context.DeadlineExceeded): // it may be a driver's own
 		return conn, err
 	case isFull(db):
 		return nil, fmt.Errorf("%w: %d", ErrPoolSaturated, db.Stats().MaxOpenConnections)

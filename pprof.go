@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"html"
 	"io"
+	"io/fs"
 	"log/slog"
 	"math"
 	"net"
@@ -89,7 +90,7 @@ func (c *ProfilingConfig) withDefaults() (ProfilingConfig, error) {
 }
 
 // EnableDefaultProfiling serves profiles and statistics at /debug/pprof/ on
-// mux, for this machine only. It is [NewProfiler] with the defaults and
+// mux, for this machine only, of which a proxy on it is a part: see [Profiler]. It is [NewProfiler] with the defaults and
 // [Profiler.Enable], holds nothing that would have to be closed, and panics if
 // mux is nil.
 func EnableDefaultProfiling(mux *http.ServeMux) {
@@ -121,17 +122,17 @@ func EnableDefaultProfiling(mux *http.ServeMux) {
 // Without Allow, a request is answered only if it comes from this machine: its
 // peer is a loopback address or a Unix socket, its Host is localhost or a
 // loopback address, so that no web page reaches it by DNS rebinding, it is not
-// HTTP/1.0, and it has no Forwarded, Via, X-Forwarded-*, X-Real-IP, X-Client-IP
-// or True-Client-IP. Nor may it be what another site's page has a browser fetch
-// (Sec-Fetch-Site), but for a link that is followed. All others get 403, and
-// the log a line, "profiling refused".
+// HTTP/1.0, and it has none of the fields that proxies add, such as Forwarded,
+// Via, X-Forwarded-* or X-Real-IP. Nor may it be what another site's page has a
+// browser fetch (Sec-Fetch-Site), but for a link that somebody follows. All
+// others get 403, and the log a line, "profiling refused".
 //
-// To a service behind a proxy on the same machine every peer is a loopback
-// address. Proxies add one of these fields, or speak HTTP/1.0 as nginx does as
-// it comes; one that does neither, such as nginx with proxy_http_version 1.1
-// and no proxy_set_header but a Host of localhost, cannot be told from a local
-// client. There, set Allow or use a port of its own, [NewProfilingServer]. The
-// guard tells machines apart, not the users of one.
+// Behind a proxy on the same machine this is not enough. Every peer is a loopback
+// address there, and not every proxy says that it is one: nginx from 1.29.7 on
+// and haproxy add no field of their own, and pass on, or make, a Host that
+// looks local. Use a port that the proxy does not lead to, [NewProfilingServer],
+// set Allow, or have the proxy refuse /debug/. The guard tells machines apart,
+// not the users of one.
 //
 // # Profiles that take time
 //
@@ -139,8 +140,8 @@ func EnableDefaultProfiling(mux *http.ServeMux) {
 // requests: neither [Timeout] nor the server's WriteTimeout ends them, and the
 // client has 15 seconds for each 64 KiB of a reply, as for that of a stream. They
 // end when the client goes, and a drain of the server ends them early with what
-// they have, which is a complete profile of a shorter time. Fractions of a
-// second are fine. A second CPU profile or trace at the same time gets 409.
+// they have, which is a complete profile of a shorter time, as is a trace that
+// has grown to 64 MiB. Fractions of a second are fine. A second CPU profile or trace at the same time gets 409.
 //
 // block and mutex with ?seconds= are recorded for so long if their rate is off,
 // every contention and all waiting from 10 microseconds on, and the rate is off
@@ -158,8 +159,7 @@ func EnableDefaultProfiling(mux *http.ServeMux) {
 // The methods of a Profiler may be called from any goroutine.
 type Profiler struct {
 	config   ProfilingConfig
-	mutex    samplingRate
-	block    samplingRate
+	alone    bool                  // on a server of its own, whose connections nobody wants to know of
 	flightMu sync.Mutex            // guards flight; Start, Stop and WriteTo race without it
 	flight   *trace.FlightRecorder // nil without one, and after Close
 	closing  sync.Once
@@ -185,11 +185,8 @@ func NewProfiler(cfg *ProfilingConfig) (*Profiler, error) {
 			return nil, fmt.Errorf("conduit: FlightRecorder: %w", err)
 		}
 	}
-	p.mutex = samplingRate{demand: 1, set: func(rate int) { runtime.SetMutexProfileFraction(rate) }}
-	p.mutex.get = func() int { return runtime.SetMutexProfileFraction(-1) }
-	p.block = samplingRate{demand: 10_000, set: runtime.SetBlockProfileRate}
-	p.mutex.configure(c.MutexFraction)
-	p.block.configure(c.BlockRate)
+	mutexRate.configure(c.MutexFraction)
+	blockRate.configure(c.BlockRate)
 	return p, nil
 }
 
@@ -217,8 +214,8 @@ func (p *Profiler) Close() error {
 		p.closed = true
 		p.mu.Unlock()
 		p.slow.Wait()
-		p.mutex.restore()
-		p.block.restore()
+		mutexRate.restore(p.config.MutexFraction)
+		blockRate.restore(p.config.BlockRate)
 		p.flightMu.Lock()
 		defer p.flightMu.Unlock()
 		if p.flight != nil {
@@ -289,9 +286,8 @@ func (p *Profiler) serve(w http.ResponseWriter, r *http.Request, name string) {
 		})
 	case "trace":
 		p.record(w, r, name, cmp.Or(q.duration, min(time.Second, p.config.MaxDuration)), recording{
-			start:    trace.Start,
-			stop:     func(io.Writer) error { trace.Stop(); return nil },
-			streamed: true, // it may be larger than memory
+			start: trace.Start,
+			stop:  func(io.Writer) error { trace.Stop(); return nil },
 		})
 	case "flight":
 		p.serveFlight(w, r)
@@ -342,9 +338,7 @@ func (p *Profiler) refuse(r *http.Request) string {
 		return "not allowed"
 	}
 	for field := range r.Header {
-		switch {
-		case field == "Forwarded", field == "Via", field == "X-Real-Ip", field == "X-Client-Ip", field == "True-Client-Ip",
-			strings.HasPrefix(field, "X-Forwarded"):
+		if slices.Contains(forwardedFields, field) || strings.HasPrefix(field, "X-Forwarded") || strings.HasPrefix(field, "X-Original") || strings.HasPrefix(field, "X-Envoy-") {
 			return "forwarded: " + field
 		}
 	}
@@ -355,10 +349,17 @@ func (p *Profiler) refuse(r *http.Request) string {
 		return "not from this machine"
 	case !isLocalHost(r.Host):
 		return "foreign Host"
-	case r.Header.Get("Sec-Fetch-Site") == "cross-site" && r.Header.Get("Sec-Fetch-Dest") != "document":
+	case r.Header.Get("Sec-Fetch-Site") == "cross-site" && r.Header.Get("Sec-Fetch-User") != "?1":
 		return "from a page of another site" // which could not read it, but have the program profiled all day
 	}
 	return ""
+}
+
+// forwardedFields are what proxies and content delivery networks add, beside
+// X-Forwarded-* and the like. It is never written to.
+var forwardedFields = []string{
+	"Forwarded", "Via", "X-Real-Ip", "X-Client-Ip", "Client-Ip", "X-Cluster-Client-Ip", "True-Client-Ip",
+	"Cdn-Loop", "Cf-Connecting-Ip", "Fastly-Client-Ip", "X-Amzn-Trace-Id",
 }
 
 // isLocalPeer reports whether a request came from a loopback address or a Unix
@@ -400,7 +401,7 @@ func (p *Profiler) serveProfile(w http.ResponseWriter, r *http.Request, name str
 		return
 	}
 	take := func(w io.Writer) error { return profile.WriteTo(w, q.debug) }
-	rate := map[string]*samplingRate{"block": &p.block, "mutex": &p.mutex}[name]
+	rate := map[string]*samplingRate{"block": &blockRate, "mutex": &mutexRate}[name]
 	if q.duration > 0 && rate == nil {
 		profileError(w, http.StatusBadRequest, name+" shows a moment, and ?seconds= is not supported: compare two of them with go tool pprof -base")
 		return
@@ -438,41 +439,74 @@ func setProfileHeader(w http.ResponseWriter, name string, text bool) {
 	h.Set("Content-Disposition", "attachment; filename="+strconv.Quote(name))
 }
 
-// samplingRate is a rate of the runtime's that recordings need to be on.
+// samplingRate is a rate of the runtime's that recordings need to be on. The
+// rate is the process's, and so is this, or two Profilers would turn off each
+// other's.
 type samplingRate struct {
 	set    func(int)
 	get    func() int // nil if the rate cannot be read
 	demand int        // what recordings turn it on to
 
 	mu         sync.Mutex // guards what follows
-	base       int        // what it is without recordings, where it cannot be read
-	before     int        // what it was before configure
-	configured bool
+	configured int        // by so many Profilers, the last of which counts
+	base       int        // to that
+	before     int        // what it was before the first
 	recordings int
 	turnedOn   bool // by a recording
+}
+
+var (
+	mutexRate = samplingRate{
+		set:    func(rate int) { runtime.SetMutexProfileFraction(rate) },
+		get:    func() int { return runtime.SetMutexProfileFraction(-1) },
+		demand: 1,
+	}
+	blockRate = samplingRate{set: runtime.SetBlockProfileRate, demand: 10_000}
+)
+
+// now returns the rate, as far as it is known.
+func (s *samplingRate) now() int {
+	switch {
+	case s.get != nil:
+		return s.get()
+	case s.turnedOn:
+		return s.demand
+	}
+	return s.base
 }
 
 func (s *samplingRate) configure(rate int) {
 	if rate == 0 {
 		return
 	}
-	if s.get != nil {
-		s.before = s.get()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.configured == 0 {
+		s.before = s.now()
+		if s.turnedOn {
+			s.before = 0
+		}
 	}
-	s.configured, s.base = true, rate
+	s.configured++
+	s.base, s.turnedOn = rate, false
 	s.set(rate)
 }
 
 // restore undoes configure, if only when the last recording ends.
-func (s *samplingRate) restore() {
+func (s *samplingRate) restore(rate int) {
+	if rate == 0 {
+		return
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !s.configured {
+	s.configured--
+	if s.configured > 0 {
 		return
 	}
 	s.base = s.before
 	if s.recordings > 0 && s.base == 0 {
 		s.turnedOn = true
+		s.set(s.demand)
 		return
 	}
 	s.set(s.base)
@@ -482,11 +516,7 @@ func (s *samplingRate) begin() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.recordings++
-	rate := s.base
-	if s.get != nil {
-		rate = s.get()
-	}
-	if rate == 0 {
+	if s.now() == 0 {
 		s.turnedOn = true
 		s.set(s.demand)
 	}
@@ -499,115 +529,105 @@ func (s *samplingRate) end() {
 	if s.recordings > 0 || !s.turnedOn {
 		return
 	}
+	// What somebody else has set meanwhile is left alone.
+	if s.now() == s.demand {
+		s.set(0)
+	}
 	s.turnedOn = false
-	s.set(0)
 }
 
-// recording is a profile that takes time. What is not streamed is written to
-// memory, so that the client's speed holds nothing up.
+// recording is a profile that takes time.
 type recording struct {
 	start, stop func(io.Writer) error
-	streamed    bool
 	text        bool
 }
 
-// record answers with a recording of this duration.
+// record answers with a recording of this duration. It is made in memory and
+// sent when it is whole: a slow client would hold up the flight recorder, which
+// shares a goroutine of the runtime's with a trace.
 func (p *Profiler) record(w http.ResponseWriter, r *http.Request, name string, d time.Duration, rec recording) {
 	setProfileHeader(w, name, rec.text)
-	if r.Method == http.MethodHead {
+	if r.Method == http.MethodHead || !releaseTimeout(w) {
 		return
 	}
-	if !releaseTimeout(w) {
-		return
-	}
-	out := newProfileWriter(w)
-	var body bytes.Buffer
-	var dst io.Writer = &body
-	if rec.streamed {
-		dst = out
-	}
-	if err := rec.start(dst); err != nil {
+	rollingDeadline{w, profileAllowance}.clear()
+	body := recordingBuffer{full: make(chan struct{})}
+	if err := rec.start(&body); err != nil {
 		profileError(w, http.StatusConflict, name+": "+err.Error())
 		return
 	}
-	gone := waitRecording(r.Context(), d, out.failed)
-	err := rec.stop(dst)
-	out.deadline.arm() // for what net/http still writes
+	gone := waitRecording(r.Context(), d, body.full)
+	err := rec.stop(&body)
+	rollingDeadline{w, profileAllowance}.arm()
 	switch {
-	case errors.Is(gone, context.DeadlineExceeded) && !rec.streamed:
+	case errors.Is(gone, context.DeadlineExceeded):
 		profileError(w, http.StatusServiceUnavailable, name+": cut short: "+gone.Error())
 	case gone != nil:
 		cutReply(w, r)
 	case err != nil:
 		profileError(w, http.StatusInternalServerError, name+": "+err.Error())
-	case !rec.streamed:
+	default:
 		sendProfile(w, r, body.Bytes())
 	}
 }
 
-// waitRecording returns after d or when the server drains, and with an error if
-// there is nobody to send to.
-func waitRecording(ctx context.Context, d time.Duration, failed <-chan struct{}) error {
+// waitRecording returns after d, or when there is enough, or when the server
+// drains, and with an error if there is nobody to send to.
+func waitRecording(ctx context.Context, d time.Duration, full <-chan struct{}) error {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
 	case <-timer.C:
+	case <-full:
 	case <-Draining(ctx):
-	case <-failed:
-		return context.Canceled
 	case <-ctx.Done():
 		return ctx.Err()
 	}
 	return nil
 }
 
-// sendProfile answers with what is in memory.
+// maxRecording is how large a trace becomes before it ends.
+const maxRecording = 64 << 20
+
+// recordingBuffer says when it has more than that.
+type recordingBuffer struct {
+	bytes.Buffer
+	full chan struct{} // closed then
+}
+
+func (b *recordingBuffer) Write(p []byte) (int, error) {
+	before := b.Len()
+	n, err := b.Buffer.Write(p)
+	if before <= maxRecording && b.Len() > maxRecording {
+		close(b.full)
+	}
+	return n, err
+}
+
+// profileAllowance is the time that a client has for each 64 KiB.
+const profileAllowance = 15 * time.Second
+
+// sendProfile answers with what is in memory, which may take longer than the
+// server's WriteTimeout.
 func sendProfile(w http.ResponseWriter, r *http.Request, body []byte) {
 	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
 	if r.Method == http.MethodHead || !releaseTimeout(w) {
 		return
 	}
-	out := newProfileWriter(w)
-	_, err := out.Write(body)
-	out.deadline.arm()
-	if err != nil {
-		cutReply(w, r)
-	}
-}
-
-// profileWriter sends a reply that may take longer than the server's
-// WriteTimeout. It is the handler's, or that of the goroutine which reads a
-// trace.
-type profileWriter struct {
-	w        http.ResponseWriter
-	deadline rollingDeadline
-	err      error
-	failed   chan struct{} // closed with the first error
-}
-
-func newProfileWriter(w http.ResponseWriter) *profileWriter {
-	o := &profileWriter{w: w, deadline: rollingDeadline{w, 15 * time.Second}, failed: make(chan struct{})}
-	o.deadline.clear()
-	return o
-}
-
-func (o *profileWriter) Write(p []byte) (int, error) {
-	n := 0
-	for n < len(p) && o.err == nil {
-		o.deadline.arm()
-		m, err := o.w.Write(p[n:min(len(p), n+64<<10)])
-		n += m
+	deadline := rollingDeadline{w, profileAllowance}
+	for piece := range slices.Chunk(body, 64<<10) {
+		deadline.arm()
+		_, err := w.Write(piece)
 		if err == nil {
-			err = http.NewResponseController(o.w).Flush()
+			err = http.NewResponseController(w).Flush()
 		}
 		if err != nil && !errors.Is(err, http.ErrNotSupported) {
-			o.err = err
-			close(o.failed)
-			return n, err
+			cutReply(w, r)
+			return
 		}
-		o.deadline.clear()
+		deadline.clear()
 	}
-	return n, o.err
+	deadline.arm() // for what net/http still writes
 }
 
 // serveSymbol names the functions at the program counters of a query or body.
@@ -744,12 +764,10 @@ func (s *slowWriter) releaseTimeout() bool {
 	return true
 }
 
-func (s *slowWriter) end() {
-	if !s.ended.CompareAndSwap(false, true) {
-		return
-	}
-	took := time.Since(s.start)
-	if took < s.threshold || !s.profiler.claimSlow() {
+func (s *slowWriter) end() { s.endAfter(time.Since(s.start)) }
+
+func (s *slowWriter) endAfter(took time.Duration) {
+	if !s.ended.CompareAndSwap(false, true) || took < s.threshold || !s.profiler.claimSlow() {
 		return
 	}
 	ctx, r := s.request.Context(), s.request
@@ -762,8 +780,12 @@ func (s *slowWriter) end() {
 }
 
 func (s *slowWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
-	s.end()
-	return s.exchange.Hijack()
+	took := time.Since(s.start)
+	conn, buf, err := s.exchange.Hijack()
+	if err == nil {
+		s.endAfter(took)
+	}
+	return conn, buf, err
 }
 
 // claimSlow reports whether a slow request is to be recorded now, by
@@ -787,14 +809,14 @@ func (p *Profiler) recordSlow(logger *slog.Logger, dir, name string) {
 	if err == nil {
 		err = writeWhole(file, body)
 	}
-	if err == nil {
-		err = removeOldest(dir)
-	}
 	if err != nil {
 		logger.Error("slow request not recorded", "err", err)
 		return
 	}
 	logger.Warn("slow request recorded", "file", file)
+	if err := removeOldest(dir); err != nil {
+		logger.Error("old recording not removed", "err", err)
+	}
 }
 
 // writeWhole writes a file that has its name only once it is whole. What it
@@ -827,7 +849,9 @@ func removeOldest(dir string) error {
 	})
 	var faults []error
 	for _, e := range entries[:max(len(entries)-slowKept, 0)] {
-		faults = append(faults, os.Remove(filepath.Join(dir, e.Name())))
+		if err := os.Remove(filepath.Join(dir, e.Name())); !errors.Is(err, fs.ErrNotExist) {
+			faults = append(faults, err)
+		}
 	}
 	return errors.Join(faults...)
 }
@@ -840,12 +864,15 @@ func removeOldest(dir string) error {
 // An addr without a host, ":6060", is 127.0.0.1; "[::1]:6060" is the other
 // loopback address. With a host that others can reach, "10.0.0.7:6060" or
 // "0.0.0.0:6060", they still get 403 unless cfg has an Allow that lets them in.
-// It logs to [slog.Default]. The error names addr, or what [NewProfiler]
-// refuses.
+// It logs to [slog.Default]. Its statistics say nothing of a server: the
+// service's connections and requests are those of another. The error names addr,
+// or what [NewProfiler] refuses.
 func NewProfilingServer(addr string, cfg *ProfilingConfig) (*Server, error) {
 	host, port, err := net.SplitHostPort(addr)
+	mux := http.NewServeMux()
+	var srv *Server
 	if err == nil {
-		_, err = net.LookupPort("tcp", port)
+		srv, err = New(&Config{Address: net.JoinHostPort(cmp.Or(host, "127.0.0.1"), port), Handler: mux, WriteTimeout: -1})
 	}
 	if err != nil {
 		_, cfgErr := cfg.withDefaults()
@@ -855,13 +882,8 @@ func NewProfilingServer(addr string, cfg *ProfilingConfig) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	mux := http.NewServeMux()
+	p.alone = true
 	p.Enable(mux)
-	srv, err := New(&Config{Address: net.JoinHostPort(cmp.Or(host, "127.0.0.1"), port), Handler: mux, WriteTimeout: -1})
-	if err != nil {
-		p.Close()
-		return nil, err
-	}
 	srv.atEnd = func() { p.Close() }
 	return srv, nil
 }
@@ -910,7 +932,7 @@ type RuntimeStats struct {
 
 	// The processor time of the program's code and of collection, estimates
 	// that the runtime makes at the end of each collection, which comes at
-	// least every two minutes. They are 0 before the first.
+	// least every two minutes unless it is off. They are 0 before the first.
 	CPUUserSecondsTotal float64 `json:"cpu_user_seconds_total"`
 	CPUGCSecondsTotal   float64 `json:"cpu_gc_seconds_total"`
 }
@@ -1107,7 +1129,7 @@ func (p *Profiler) serveStats(w http.ResponseWriter, r *http.Request, format str
 	defer runtimeReadings.Put(m)
 	metrics.Read(m.samples)
 	stats := profilerStats{RuntimeStats: m.stats()}
-	if s := serverFrom(r.Context()); s != nil {
+	if s := serverFrom(r.Context()); s != nil && !p.alone {
 		stats.Server = serverStatistics(s)
 	}
 	if p.config.DB != nil {
@@ -1141,7 +1163,7 @@ func acceptsExposition(accept []string) bool {
 
 // exposition returns the statistics, and all other numbers of the runtime's, in
 // [Prometheus' text format]. The names are those that its client for Go gives
-// them, so that dashboards made for that fit.
+// to the runtime's metrics.
 //
 // [Prometheus' text format]: https://prometheus.io/docs/instrumenting/exposition_formats/
 func (s *profilerStats) exposition(m *runtimeReading) []byte {

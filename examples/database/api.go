@@ -128,11 +128,11 @@ func (a *api) serveCreate(w http.ResponseWriter, r *http.Request) {
 	}
 
 	p, err := a.posts.add(r.Context(), in.Title, in.Body)
+	a.feed.notify() // an error, the client's leaving for one, may come after the commit
 	if err != nil {
 		a.fail(w, r, err)
 		return
 	}
-	a.feed.notify()
 	w.Header().Set("Location", fmt.Sprintf("/api/posts/%d", p.ID))
 	writeJSON(w, http.StatusCreated, p)
 }

@@ -118,7 +118,8 @@ func (f *feed) catchUp(ctx context.Context) error {
 func (f *feed) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	// A page that comes from another instance may know more than this one,
 	// whose notification is still on its way. It would be told of a gap, and of
-	// the post again. Whoever invents an id costs one look into an index.
+	// the post again. Whoever invents an id costs one look into an index, and
+	// waits for those of others.
 	id, err := strconv.ParseInt(r.Header.Get("Last-Event-ID"), 10, 64)
 	if err == nil && f.lags(id) {
 		if err := f.catchUp(r.Context()); err != nil {

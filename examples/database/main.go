@@ -138,7 +138,7 @@ func newHandler(posts *store, feed *feed, files *conduit.FileServer, profiler *c
 	mux.HandleFunc("GET /api/posts/{id}", api.serveOne)
 	mux.Handle("GET /api/events", feed)
 	mux.Handle("/api/", unmatched(mux))
-	profiler.Enable(mux) // for this machine alone
+	profiler.Enable(mux) // for this machine alone: a proxy on it must not lead here
 
 	return conduit.Chain(
 		conduit.RequestID(),

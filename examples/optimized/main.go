@@ -131,7 +131,7 @@ func newHandler(posts *store, files *conduit.FileServer) http.Handler {
 	mux.HandleFunc("GET /api/posts/{id}", posts.serveOne)
 	mux.Handle("GET /api/events", posts.events)
 	mux.Handle("/api/", unmatched(mux))
-	conduit.EnableDefaultProfiling(mux) // for this machine alone
+	conduit.EnableDefaultProfiling(mux) // for this machine alone: a proxy on it must not lead here
 
 	return conduit.Chain(
 		conduit.RequestID(),
