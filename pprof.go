@@ -141,7 +141,7 @@ func EnableDefaultProfiling(mux *http.ServeMux) {
 // client has 15 seconds for each 64 KiB of a reply, as for that of a stream. They
 // end when the client goes, and a drain of the server ends them early with what
 // they have, which is a complete profile of a shorter time, as is a trace that
-// has grown to 64 MiB. Fractions of a second are fine. A second CPU profile or trace at the same time gets 409.
+// has grown to 32 MiB. Fractions of a second are fine. A second CPU profile or trace at the same time gets 409.
 //
 // block and mutex with ?seconds= are recorded for so long if their rate is off,
 // every contention and all waiting from 10 microseconds on, and the rate is off
@@ -587,7 +587,7 @@ func waitRecording(ctx context.Context, d time.Duration, full <-chan struct{}) e
 }
 
 // maxRecording is how large a trace becomes before it ends.
-const maxRecording = 64 << 20
+const maxRecording = 32 << 20
 
 // recordingBuffer says when it has more than that.
 type recordingBuffer struct {
