@@ -1361,8 +1361,9 @@ const (
 	sendChunk = 64 << 10
 
 	// sendfileChunk is how much goes out in one call where a call that was
-	// interrupted can be taken up again, and sendfileMax to fast clients.
-	sendfileChunk = 256 << 10
+	// interrupted can be taken up again: a file of a usual size, for each call is
+	// one more for the client too. sendfileMax goes to fast clients.
+	sendfileChunk = 1 << 20
 	sendfileMax   = 2 << 20
 
 	// minAllowance is the least time that a client gets. A live one shows no
