@@ -11174,23 +11174,28 @@ func TestFlightRecorderIsSafeToShare(t *testing.T) {
 	clients.Wait()
 }
 
-// WriteTo holds the recorder at the client's speed, so it goes to memory first.
+// WriteTo holds the recorder at the client's speed, and the runtime serves a
+// trace with the recorder's goroutine, so both go to memory first.
 func TestSlowClientDoesNotHoldTheFlightRecorder(t *testing.T) {
-	p := profilingNew(t, &conduit.ProfilingConfig{FlightRecorder: time.Minute, Allow: func(*http.Request) bool { return true }})
-	url := profilingServe(t, p)
-	// A reader that takes nothing holds up whatever writes to it.
-	stuck := &profilingStuckWriter{header: make(http.Header), entered: make(chan struct{}), leave: make(chan struct{})}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		p.ServeHTTP(stuck, httptest.NewRequest("GET", "/debug/pprof/flight", nil))
-	}()
-	<-stuck.entered
-	if r := get(t, http.DefaultClient, url+"flight"); r.status != 200 {
-		t.Errorf("beside a slow client: %d %q, want 200", r.status, r.body)
+	for _, name := range []string{"flight", "trace?seconds=0.01"} {
+		t.Run(name, func(t *testing.T) {
+			p := profilingNew(t, &conduit.ProfilingConfig{FlightRecorder: time.Minute, Allow: func(*http.Request) bool { return true }})
+			url := profilingServe(t, p)
+			// A reader that takes nothing holds up whatever writes to it.
+			stuck := &profilingStuckWriter{header: make(http.Header), entered: make(chan struct{}), leave: make(chan struct{})}
+			done := make(chan struct{})
+			go func() {
+				defer close(done)
+				p.ServeHTTP(stuck, httptest.NewRequest("GET", "/debug/pprof/"+name, nil))
+			}()
+			<-stuck.entered
+			if r := get(t, http.DefaultClient, url+"flight"); r.status != 200 {
+				t.Errorf("beside a slow client: %d %q, want 200", r.status, r.body)
+			}
+			close(stuck.leave)
+			<-done
+		})
 	}
-	close(stuck.leave)
-	<-done
 }
 
 func TestSlowRequestsPanics(t *testing.T) {
@@ -11806,25 +11811,6 @@ func TestProfilingLeavesAForeignMutexRateAlone(t *testing.T) {
 			t.Errorf("set before: %v; the rate is %d, want the 5 of somebody else", before, rate)
 		}
 	}
-}
-
-// The runtime serves a trace and the flight recorder with one goroutine: a
-// trace's client must not be able to stop that.
-func TestSlowClientOfATraceDoesNotHoldTheFlightRecorder(t *testing.T) {
-	p := profilingNew(t, &conduit.ProfilingConfig{FlightRecorder: time.Minute, Allow: func(*http.Request) bool { return true }})
-	url := profilingServe(t, p)
-	stuck := &profilingStuckWriter{header: make(http.Header), entered: make(chan struct{}), leave: make(chan struct{})}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		p.ServeHTTP(stuck, httptest.NewRequest("GET", "/debug/pprof/trace?seconds=0.01", nil))
-	}()
-	<-stuck.entered
-	if r := get(t, http.DefaultClient, url+"flight"); r.status != 200 {
-		t.Errorf("beside a slow client: %d %q, want 200", r.status, r.body)
-	}
-	close(stuck.leave)
-	<-done
 }
 
 // A trace that fills memory ends before its time.
