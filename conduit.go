@@ -2455,10 +2455,18 @@ type rollingDeadline struct {
 	allowance time.Duration // for each write
 }
 
-// newRollingDeadline allows each write the server's WriteTimeout, and 15
-// seconds where there is none.
+// writeAllowance is the time that a client has to take each write of what lasts
+// longer than WriteTimeout, or has none.
+const writeAllowance = 15 * time.Second
+
+// replyGrace is how much later than the end of a request's time a reply may be
+// written that says so.
+const replyGrace = 5 * time.Second
+
+// newRollingDeadline allows each write the server's WriteTimeout, and
+// writeAllowance where there is none.
 func newRollingDeadline(w http.ResponseWriter, r *http.Request) rollingDeadline {
-	return rollingDeadline{w, cmp.Or(writeTimeoutOf(r.Context()), 15*time.Second)}
+	return rollingDeadline{w, cmp.Or(writeTimeoutOf(r.Context()), writeAllowance)}
 }
 
 // writeTimeoutOf returns the WriteTimeout of the server of the request with this

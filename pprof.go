@@ -550,7 +550,8 @@ func (p *Profiler) record(w http.ResponseWriter, r *http.Request, name string, d
 	if r.Method == http.MethodHead || !releaseTimeout(w) {
 		return
 	}
-	rollingDeadline{w, profileAllowance}.clear()
+	deadline := rollingDeadline{w, writeAllowance}
+	deadline.clear()
 	body := recordingBuffer{full: make(chan struct{})}
 	if err := rec.start(&body); err != nil {
 		profileError(w, http.StatusConflict, name+": "+err.Error())
@@ -558,7 +559,7 @@ func (p *Profiler) record(w http.ResponseWriter, r *http.Request, name string, d
 	}
 	gone := waitRecording(r.Context(), d, body.full)
 	err := rec.stop(&body)
-	rollingDeadline{w, profileAllowance}.arm()
+	deadline.arm()
 	switch {
 	case errors.Is(gone, context.DeadlineExceeded):
 		profileError(w, http.StatusServiceUnavailable, name+": cut short: "+gone.Error())
@@ -604,9 +605,6 @@ func (b *recordingBuffer) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// profileAllowance is the time that a client has for each 64 KiB.
-const profileAllowance = 15 * time.Second
-
 // sendProfile answers with what is in memory, which may take longer than the
 // server's WriteTimeout.
 func sendProfile(w http.ResponseWriter, r *http.Request, body []byte) {
@@ -614,7 +612,7 @@ func sendProfile(w http.ResponseWriter, r *http.Request, body []byte) {
 	if r.Method == http.MethodHead || !releaseTimeout(w) {
 		return
 	}
-	deadline := rollingDeadline{w, profileAllowance}
+	deadline := rollingDeadline{w, writeAllowance}
 	for piece := range slices.Chunk(body, 64<<10) {
 		deadline.arm()
 		_, err := w.Write(piece)
@@ -944,10 +942,17 @@ type RuntimeStats struct {
 // The endpoint stats adds the open connections and the requests in flight of
 // the [Server] that it is asked through, and the pool of ProfilingConfig.DB.
 func ReadRuntimeStats() RuntimeStats {
-	m := runtimeReadings.Get().(*runtimeReading)
+	m := readRuntime()
 	defer runtimeReadings.Put(m)
-	metrics.Read(m.samples)
 	return m.stats()
+}
+
+// readRuntime returns what the runtime says now, to be put back into
+// runtimeReadings.
+func readRuntime() *runtimeReading {
+	m := runtimeReadings.Get().(*runtimeReading)
+	metrics.Read(m.samples)
+	return m
 }
 
 // processStart is when the package was initialized, before main.
@@ -1125,9 +1130,8 @@ func (p *Profiler) serveStats(w http.ResponseWriter, r *http.Request, format str
 	if format == "" && acceptsExposition(r.Header["Accept"]) {
 		format = "prometheus"
 	}
-	m := runtimeReadings.Get().(*runtimeReading)
+	m := readRuntime()
 	defer runtimeReadings.Put(m)
-	metrics.Read(m.samples)
 	stats := profilerStats{RuntimeStats: m.stats()}
 	if s := serverFrom(r.Context()); s != nil && !p.alone {
 		stats.Server = serverStatistics(s)

@@ -21,13 +21,6 @@ import (
 )
 
 const (
-	// streamAllowance is the time that a client has to take each write.
-	streamAllowance = 15 * time.Second
-
-	// streamGrace is how much later than the end of a request's context a reply
-	// may be written that says so.
-	streamGrace = 5 * time.Second
-
 	// streamPiece is as much as is written under one deadline.
 	streamPiece = 64 << 10
 
@@ -1446,7 +1439,7 @@ func (s *streamReply) open(w http.ResponseWriter, r *http.Request, name string) 
 		return fmt.Errorf("conduit: stream: %s: %T cannot flush: %w", name, w, http.ErrNotSupported)
 	}
 	s.w, s.r, s.ctx = w, r, r.Context()
-	s.deadline = rollingDeadline{w, streamAllowance}
+	s.deadline = rollingDeadline{w, writeAllowance}
 	s.head = r.Method == http.MethodHead
 	s.over = s.head
 	s.turn = make(chan struct{}, 1)
@@ -1664,8 +1657,8 @@ func (s *streamReply) giveBack() {
 		return
 	}
 	end := time.Now().Add(limit)
-	if d, ok := s.ctx.Deadline(); ok && end.Before(d.Add(streamGrace)) {
-		end = d.Add(streamGrace)
+	if d, ok := s.ctx.Deadline(); ok && end.Before(d.Add(replyGrace)) {
+		end = d.Add(replyGrace)
 	}
 	s.deadline.set(end)
 }

@@ -60,10 +60,6 @@ type TimeoutConfig struct {
 	Skip func(*http.Request) bool
 }
 
-// timeoutGrace is how much later than a timeout the connection's write
-// deadline is set, for the reply to be delivered.
-const timeoutGrace = 5 * time.Second
-
 func (c *TimeoutConfig) withDefaults() (TimeoutConfig, error) {
 	var d TimeoutConfig
 	if c != nil {
@@ -385,13 +381,13 @@ type timeoutWriter struct {
 // extendWriteDeadline moves the connection's write deadline past the timeout's
 // if it is sooner. net/http sets it anew for the next request.
 func (t *timeoutWriter) extendWriteDeadline(now time.Time) {
-	if d := writeTimeoutOf(t.Context); d == 0 || d >= t.handler.Duration+timeoutGrace {
+	if d := writeTimeoutOf(t.Context); d == 0 || d >= t.handler.Duration+replyGrace {
 		return
 	}
 	if outer, ok := t.Context.Value(timeoutKey{}).(*timeoutWriter); ok && outer.deadline.After(t.deadline) {
 		return
 	}
-	http.NewResponseController(t.ResponseWriter).SetWriteDeadline(t.deadline.Add(timeoutGrace))
+	http.NewResponseController(t.ResponseWriter).SetWriteDeadline(t.deadline.Add(replyGrace))
 }
 
 // usable returns the error with which a use is refused, nil if it is not.
