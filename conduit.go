@@ -1002,11 +1002,9 @@ func Health(checks ...func(context.Context) error) http.Handler {
 			panic(fmt.Sprintf("conduit: Health: check %d is nil", i+1))
 		}
 	}
-	checks = append([]func(context.Context) error(nil), checks...)
+	checks = slices.Clone(checks)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.Method != http.MethodGet && r.Method != http.MethodHead {
-			w.Header().Set("Allow", "GET, HEAD")
-			http.Error(w, http.StatusText(http.StatusMethodNotAllowed), http.StatusMethodNotAllowed)
+		if !onlyReads(w, r) {
 			return
 		}
 		status, body := http.StatusOK, `{"status":"ok"}`
@@ -1025,6 +1023,17 @@ func Health(checks ...func(context.Context) error) http.Handler {
 		w.WriteHeader(status)
 		io.WriteString(w, body)
 	})
+}
+
+// onlyReads reports whether a request is a GET or a HEAD. It answers others with
+// 405.
+func onlyReads(w http.ResponseWriter, r *http.Request) bool {
+	if r.Method == http.MethodGet || r.Method == http.MethodHead {
+		return true
+	}
+	w.Header().Set("Allow", "GET, HEAD")
+	http.Error(w, http.StatusText(http.StatusMethodNotAllowed), http.StatusMethodNotAllowed)
+	return false
 }
 
 func runChecks(ctx context.Context, checks []func(context.Context) error) error {
@@ -1056,10 +1065,10 @@ func Chain(mw ...Middleware) Middleware {
 			panic(fmt.Sprintf("conduit: Chain: middleware %d is nil", i+1))
 		}
 	}
-	mw = append([]Middleware(nil), mw...)
+	mw = slices.Clone(mw)
 	return func(h http.Handler) http.Handler {
-		for i := len(mw) - 1; i >= 0; i-- {
-			h = mw[i](h)
+		for _, m := range slices.Backward(mw) {
+			h = m(h)
 		}
 		return h
 	}
@@ -1471,8 +1480,8 @@ func recovered(x *exchange, r *http.Request, value any) {
 	clearRepresentation(h)
 	const body = "Internal Server Error\n"
 	h.Set("Content-Type", "text/plain; charset=utf-8")
-	h.Set("X-Content-Type-Options", "nosniff")
-	h.Set("Content-Length", fmt.Sprint(len(body)))
+	h["X-Content-Type-Options"] = nosniffValue
+	h.Set("Content-Length", strconv.Itoa(len(body)))
 	if message != "panic" {
 		// The goroutine is net/http's, which closes the connection without
 		// flushing it when the goroutine ends.
@@ -1535,10 +1544,10 @@ func Logging() Middleware { return LoggingWith(nil) }
 // LoggingWith logs a line for each request when it ends: the message request,
 // at level error for a status from 500 on and at level info below, with the
 // attributes method, path (without the query, which may hold secrets), pattern
-// (the route, as the router has set it on the request), status, bytes (of the body, before any compression outside of
-// it), duration, remote and, behind [RequestID], request_id. aborted=true says
-// that the reply was cut; its status is 0 if nothing was sent. The status of a
-// hijacked connection is 101.
+// (the route, as the router has set it on the request), status, bytes (of the
+// body, before any compression outside of it), duration, remote and, behind
+// [RequestID], request_id. aborted=true says that the reply was cut; its status
+// is 0 if nothing was sent. The status of a hijacked connection is 101.
 //
 // It belongs outside [Timeout]: inside, it sees the handler's end and not the
 // reply that the client got.

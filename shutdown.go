@@ -11,6 +11,7 @@ import (
 	"reflect"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -78,7 +79,7 @@ func (c *ShutdownConfig) withDefaults() (ShutdownConfig, error) {
 	if d.Signals == nil {
 		d.Signals = defaults.Signals
 	}
-	d.Signals = append([]os.Signal(nil), d.Signals...)
+	d.Signals = slices.Clone(d.Signals)
 	return d, nil
 }
 

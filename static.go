@@ -276,7 +276,6 @@ var (
 	acceptRangesValue  = []string{"bytes"}
 	immutableValue     = []string{"public, max-age=31536000, immutable"}
 	staleVersionValue  = []string{"no-cache"}
-	allowGetHeadValue  = []string{"GET, HEAD"}
 	contentCodingValue = map[string][]string{"br": {"br"}, "zstd": {"zstd"}, "gzip": {"gzip"}}
 )
 
@@ -447,9 +446,7 @@ func listsTag(lines []string, tag string, strong bool) bool {
 // serveUncached finds the file of a request that the cache has no fresh answer
 // for, and says what to do where there is none.
 func (f *FileServer) serveUncached(w http.ResponseWriter, r *http.Request) {
-	if r.Method != http.MethodGet && r.Method != http.MethodHead {
-		w.Header()["Allow"] = allowGetHeadValue
-		fileError(w, http.StatusMethodNotAllowed)
+	if !onlyReads(w, r) {
 		return
 	}
 	name, ok := f.nameOf(r.URL)
@@ -724,7 +721,7 @@ func (s fileStamp) same(t fileStamp) bool {
 func changeTime(info fs.FileInfo) time.Time {
 	for _, name := range []string{"Ctim", "Ctimespec"} {
 		if field := systemField(info, name); field.IsValid() {
-			if ts, ok := field.Interface().(syscall.Timespec); ok {
+			if ts, ok := reflect.TypeAssert[syscall.Timespec](field); ok {
 				return time.Unix(ts.Unix())
 			}
 		}

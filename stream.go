@@ -1181,9 +1181,7 @@ func (b *SSEBroker) Publish(e *SSEEvent) error {
 // ServeHTTP sends events until the client goes, the broker is closed or the
 // server drains. Methods other than GET and HEAD get 405.
 func (b *SSEBroker) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if r.Method != http.MethodGet && r.Method != http.MethodHead {
-		w.Header().Set("Allow", "GET, HEAD")
-		http.Error(w, http.StatusText(http.StatusMethodNotAllowed), http.StatusMethodNotAllowed)
+	if !onlyReads(w, r) {
 		return
 	}
 	// Before the header goes out: whoever has that misses nothing.
