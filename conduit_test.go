@@ -5003,6 +5003,133 @@ func FuzzStaticPath(f *testing.F) {
 	})
 }
 
+// FuzzStaticConditionsAndRanges has http.ServeContent answer the same request
+// for the same bytes, tag and date. Where a field is malformed the two may
+// differ, but what is sent must be what the header says.
+func FuzzStaticConditionsAndRanges(f *testing.F) {
+	const size = 300
+	content := make([]byte, size)
+	for i := range content {
+		content[i] = byte(i)
+	}
+	files := staticServer(f, conduit.FileServerConfig{
+		FS:      fstest.MapFS{"a.bin": {Data: content, ModTime: staticTime}},
+		Recheck: -1,
+	})
+	tag := staticAsk(files, "GET", "/a.bin").Header().Get("Etag")
+	date := staticTime.UTC().Format(http.TimeFormat)
+	later := staticTime.Add(time.Hour).UTC().Format(http.TimeFormat)
+	const none = "none" // the request has no such field
+	for _, ranges := range []string{
+		none, "", "bytes=0-0", "bytes=-0", "bytes=-1", "bytes=299-", "bytes=300-", "bytes=0-,0-", "bytes=5-2", "bytes= 1-2 , 4-5", "bytes=1-2,,4-", "bytes=700-0,0-", "Bytes=1-2",
+		"lines=1-2", "bytes", "bytes=", "bytes=a-b", "bytes=0-99999999999999999999", "bytes=-99999999999999999999", "bytes=0-1,400-", "bytes=--1", "bytes=+1-2",
+	} {
+		f.Add(ranges, none, none, none, none, none)
+	}
+	for _, tags := range []string{tag, "W/" + tag, "*", `"x"`, `"x", ` + tag, `"x",W/` + tag, tag + `x`, `"`, ",", "", "*, " + tag, `W/*`} {
+		f.Add("bytes=1-2", tags, none, none, none, none)
+		f.Add("bytes=1-2", none, tags, none, none, none)
+		f.Add("bytes=1-2", none, none, none, none, tags)
+	}
+	for _, when := range []string{date, later, "Thu, 01 Jan 1970 00:00:00 GMT", "yesterday", ""} {
+		f.Add("bytes=1-2", none, none, when, none, none)
+		f.Add("bytes=1-2", none, none, none, when, none)
+		f.Add("bytes=1-2", none, none, none, none, when)
+	}
+	const tags, spec = `(\*|(W/)?"[^"]*"([ \t]*,[ \t]*(W/)?"[^"]*")*)`, `(\d{1,15}-\d{0,15}|-[1-9]\d{0,14})`
+	wellFormed := map[string]*regexp.Regexp{
+		"Range":         regexp.MustCompile(`^bytes=` + spec + `([ \t]*,[ \t]*` + spec + `){0,63}$`),
+		"If-Match":      regexp.MustCompile(`^` + tags + `$`),
+		"If-None-Match": regexp.MustCompile(`^` + tags + `$`),
+		"If-Range":      regexp.MustCompile(`^((W/)?"[^"]*"|[^"]+)$`),
+	}
+	f.Fuzz(func(t *testing.T, ranges, ifMatch, ifNoneMatch, ifModifiedSince, ifUnmodifiedSince, ifRange string) {
+		r := httptest.NewRequest("GET", "/a.bin", nil)
+		for _, field := range []struct{ name, value string }{
+			{"Range", ranges}, {"If-Match", ifMatch}, {"If-None-Match", ifNoneMatch}, {"If-Modified-Since", ifModifiedSince}, {"If-Unmodified-Since", ifUnmodifiedSince}, {"If-Range", ifRange},
+		} {
+			if field.value == none {
+				continue
+			}
+			if strings.ContainsFunc(field.value, func(c rune) bool { return c < ' ' && c != '\t' || c == 0x7f }) {
+				return // net/http refuses it
+			}
+			r.Header.Set(field.name, strings.Trim(field.value, " \t")) // as it reads them
+		}
+		got := httptest.NewRecorder()
+		files.ServeHTTP(got, r)
+		want := httptest.NewRecorder()
+		want.Header().Set("Etag", tag)
+		http.ServeContent(want, r, "a.bin", staticTime, bytes.NewReader(content))
+		ours := staticParts(t, r, got, content)
+		for name, form := range wellFormed {
+			if values, ok := r.Header[name]; ok && !form.MatchString(values[0]) {
+				return
+			}
+		}
+		for _, spec := range regexp.MustCompile(`(\d+)-(\d+)`).FindAllStringSubmatch(r.Header.Get("Range"), -1) {
+			first, _ := strconv.Atoi(spec[1])
+			if last, _ := strconv.Atoi(spec[2]); last < first {
+				return // as malformed, which ServeContent does not see beyond the end
+			}
+		}
+		if got.Code != want.Code || got.Header().Get("Etag") != want.Header().Get("Etag") && got.Code < 400 {
+			t.Fatalf("%v: %d %v, and ServeContent %d %v", r.Header, got.Code, got.Header(), want.Code, want.Header())
+		}
+		if theirs := staticParts(t, r, want, content); !slices.Equal(ours, theirs) {
+			t.Errorf("%v: %v, and ServeContent %v", r.Header, ours, theirs)
+		}
+	})
+}
+
+// staticParts returns the ranges of content that a reply has, which it checks.
+func staticParts(t *testing.T, r *http.Request, rec *httptest.ResponseRecorder, content []byte) (ranges []string) {
+	t.Helper()
+	check := func(contentRange string, body []byte) {
+		var first, last, size int
+		if _, err := fmt.Sscanf(contentRange, "bytes %d-%d/%d", &first, &last, &size); err != nil || size != len(content) || first > last || last >= size {
+			t.Fatalf("%v: Content-Range %q", r.Header, contentRange)
+		}
+		if !bytes.Equal(body, content[first:last+1]) {
+			t.Errorf("%v: %s is %x", r.Header, contentRange, body)
+		}
+		ranges = append(ranges, contentRange)
+	}
+	if rec.Code == 200 || rec.Code == 206 {
+		if got := rec.Header().Get("Content-Length"); got != strconv.Itoa(rec.Body.Len()) {
+			t.Errorf("%v: %d bytes, Content-Length %q", r.Header, rec.Body.Len(), got)
+		}
+	}
+	_, params, _ := mime.ParseMediaType(rec.Header().Get("Content-Type"))
+	switch {
+	case rec.Code == 200:
+		if !bytes.Equal(rec.Body.Bytes(), content) {
+			t.Errorf("%v: %x", r.Header, rec.Body)
+		}
+	case rec.Code == 304 && rec.Body.Len() == 0, rec.Code == 412, rec.Code == 416:
+	case rec.Code != 206:
+		t.Errorf("%v: %d", r.Header, rec.Code)
+	case params["boundary"] == "":
+		check(rec.Header().Get("Content-Range"), rec.Body.Bytes())
+	default:
+		for m := multipart.NewReader(rec.Body, params["boundary"]); ; {
+			p, err := m.NextPart()
+			if err == io.EOF {
+				break
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			body, err := io.ReadAll(p)
+			if err != nil {
+				t.Fatal(err)
+			}
+			check(p.Header.Get("Content-Range"), body)
+		}
+	}
+	return ranges
+}
+
 func TestStaticDirectoriesRedirect(t *testing.T) {
 	dir := staticTree(t, map[string]string{"index.html": "i", "sub/index.html": "s", "a:b/index.html": "c", "sp ace/index.html": "d"})
 	mux := http.NewServeMux()
