@@ -19,6 +19,10 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/printer"
+	"go/token"
 	"html"
 	"io"
 	"io/fs"
@@ -12917,6 +12921,442 @@ func (r *oneRow) Next(dest []driver.Value) error {
 	r.read = true
 	dest[0] = int64(1)
 	return nil
+}
+
+// The package as a whole
+
+func TestExportedAPIChangesByDecision(t *testing.T) {
+	got := exportedLines(t)
+	want := strings.Split(strings.TrimSpace(exportedAPI), "\n")
+	if diff := differences(got, want); diff != "" {
+		t.Errorf("what the package exports is not exportedAPI: take back the change, or make it there too:\n%s", diff)
+	} else if !slices.Equal(got, want) {
+		t.Error("exportedAPI is not sorted, or says something twice")
+	}
+}
+
+// A list of what may be imported keeps out what comes with effects of its own,
+// as net/http/pprof and expvar do, and what a small service should not carry.
+func TestImportsChangeByDecision(t *testing.T) {
+	want := []string{
+		"bufio", "bytes", "cmp", "compress/gzip", "container/list", "context", "crypto/rand", "crypto/sha256",
+		"crypto/tls", "database/sql", "database/sql/driver", "encoding/base64", "encoding/json", "errors", "fmt",
+		"html", "io", "io/fs", "iter", "log", "log/slog", "maps", "math", "math/rand/v2", "mime", "net", "net/http",
+		"net/netip", "net/textproto", "net/url", "os", "os/signal", "path", "path/filepath", "reflect", "runtime",
+		"runtime/debug", "runtime/metrics", "runtime/pprof", "runtime/trace", "slices", "strconv", "strings", "sync",
+		"sync/atomic", "syscall", "time",
+	}
+	var got []string
+	fset, files := parsePackage(t)
+	for _, file := range files {
+		for _, spec := range file.Imports {
+			path, err := strconv.Unquote(spec.Path.Value)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got = append(got, path)
+			if spec.Name != nil && (spec.Name.Name == "_" || spec.Name.Name == ".") {
+				t.Errorf("%s: %s is imported as %s", fset.Position(spec.Pos()), path, spec.Name.Name)
+			}
+		}
+	}
+	if diff := differences(got, want); diff != "" {
+		t.Errorf("the package imports something else than the list in this test: take back the change, or make it there too:\n%s", diff)
+	}
+}
+
+// What a package does when it is imported, a program that has no use for it
+// cannot refuse. Variables may be made, by these functions or without any.
+func TestNothingRunsWhenThePackageIsImported(t *testing.T) {
+	allowed := []string{"errors.New", "fmt.Errorf", "time.Date", "time.Now"}
+	fset, files := parsePackage(t)
+	check := func(node ast.Node) bool {
+		switch node := node.(type) {
+		case *ast.FuncLit:
+			return false // it is made, and called later
+		case *ast.CallExpr:
+			_, conversion := node.Fun.(*ast.ArrayType)
+			if name := sourceOf(node.Fun); !conversion && !slices.Contains(allowed, name) {
+				t.Errorf("%s: %s is called when the package is imported", fset.Position(node.Pos()), name)
+			}
+		case *ast.UnaryExpr:
+			if node.Op == token.ARROW {
+				t.Errorf("%s: a receive when the package is imported", fset.Position(node.Pos()))
+			}
+		}
+		return true
+	}
+	for _, file := range files {
+		for _, decl := range file.Decls {
+			switch decl := decl.(type) {
+			case *ast.FuncDecl:
+				if decl.Recv == nil && decl.Name.Name == "init" {
+					t.Errorf("%s: there is an init", fset.Position(decl.Pos()))
+				}
+			case *ast.GenDecl:
+				if decl.Tok == token.VAR {
+					ast.Inspect(decl, check)
+				}
+			}
+		}
+	}
+}
+
+// exportedAPI is what users depend on, in the notation of the files in the api
+// directory of Go's own repository.
+const exportedAPI = `
+func (*DatabaseConfig) Apply() error
+func (*DatabaseConfig) Warm(ctx context.Context, n int) error
+func (*FileServer) Close() error
+func (*FileServer) ServeHTTP(w http.ResponseWriter, r *http.Request)
+func (*FileServer) URL(name string) string
+func (*GracefulShutdown) RegisterHook(hook func(context.Context) error)
+func (*GracefulShutdown) Run(ctx context.Context, l net.Listener) error
+func (*GracefulShutdown) Shutdown()
+func (*GracefulShutdown) Start() error
+func (*JSONStream) Abort()
+func (*JSONStream) Close() error
+func (*JSONStream) Done() <-chan struct{}
+func (*JSONStream) Write(v any) error
+func (*JSONStream) WriteJSONArray(items <-chan any) error
+func (*Profiler) Close() error
+func (*Profiler) Enable(mux *http.ServeMux)
+func (*Profiler) ServeHTTP(w http.ResponseWriter, r *http.Request)
+func (*Profiler) SlowRequests(threshold time.Duration, dir string) Middleware
+func (*SSEBroker) Clients() int
+func (*SSEBroker) Close() error
+func (*SSEBroker) Publish(e *SSEEvent) error
+func (*SSEBroker) ServeHTTP(w http.ResponseWriter, r *http.Request)
+func (*SSEStream) Comment(text string) error
+func (*SSEStream) Done() <-chan struct{}
+func (*SSEStream) LastEventID() string
+func (*SSEStream) Serve(events <-chan *SSEEvent) error
+func (*SSEStream) WriteSSE(e *SSEEvent) error
+func (*Server) Addr() net.Addr
+func (*Server) Close() error
+func (*Server) Drain()
+func (*Server) HTTPServer() *http.Server
+func (*Server) ListenAndServe() error
+func (*Server) Serve(l net.Listener) error
+func (*Server) Shutdown(ctx context.Context) error
+func (*Stream) Done() <-chan struct{}
+func (*Stream) ReadFrom(src io.Reader) (int64, error)
+func (*Stream) Write(p []byte) (int, error)
+func Chain(mw ...Middleware) Middleware
+func Compression() Middleware
+func CompressionWith(cfg *CompressionConfig) Middleware
+func DatabaseHealth(db *sql.DB) func(context.Context) error
+func DefaultConfig(h http.Handler) *Config
+func DefaultDatabaseConfig(db *sql.DB) *DatabaseConfig
+func DefaultShutdownConfig() *ShutdownConfig
+func Draining(ctx context.Context) <-chan struct{}
+func EnableDefaultProfiling(mux *http.ServeMux)
+func FastTimeout(d time.Duration) Middleware
+func Health(checks ...func(context.Context) error) http.Handler
+func JSONHandler[T any](items func(*http.Request) iter.Seq2[T, error]) http.Handler
+func Logger(ctx context.Context) *slog.Logger
+func Logging() Middleware
+func LoggingWith(cfg *LoggingConfig) Middleware
+func New(cfg *Config) (*Server, error)
+func NewBinaryStream(w http.ResponseWriter, r *http.Request) (*Stream, error)
+func NewFileServer(dir, prefix string) *FileServer
+func NewFileServerWith(cfg *FileServerConfig) (*FileServer, error)
+func NewGracefulShutdown(srv *Server, cfg *ShutdownConfig) *GracefulShutdown
+func NewJSONStream(w http.ResponseWriter, r *http.Request) (*JSONStream, error)
+func NewNDJSONStream(w http.ResponseWriter, r *http.Request) (*JSONStream, error)
+func NewProfiler(cfg *ProfilingConfig) (*Profiler, error)
+func NewProfilingServer(addr string, cfg *ProfilingConfig) (*Server, error)
+func NewSSEBroker(cfg *SSEBrokerConfig) *SSEBroker
+func NewSSEStream(w http.ResponseWriter, r *http.Request) (*SSEStream, error)
+func NewTextStream(w http.ResponseWriter, r *http.Request) (*Stream, error)
+func ReadRuntimeStats() RuntimeStats
+func Receive[T any](ctx context.Context, ch <-chan T) iter.Seq2[T, error]
+func Recovery() Middleware
+func RequestID() Middleware
+func RequestIDFrom(ctx context.Context) string
+func SSEHandler(serve func(s *SSEStream, r *http.Request) error) http.Handler
+func StartWithGracefulShutdown(srv *Server, cfg *ShutdownConfig) error
+func StreamJSON[T any](w http.ResponseWriter, r *http.Request, items iter.Seq2[T, error]) error
+func StreamNDJSON[T any](w http.ResponseWriter, r *http.Request, items iter.Seq2[T, error]) error
+func Timeout(d time.Duration) Middleware
+func TimeoutWith(cfg *TimeoutConfig) Middleware
+type CompressionConfig struct
+type CompressionConfig struct, Level int
+type CompressionConfig struct, MinSize int
+type CompressionConfig struct, Types []string
+type Config struct
+type Config struct, Address string
+type Config struct, CertFile string
+type Config struct, Database *DatabaseConfig
+type Config struct, EnableH2C bool
+type Config struct, EnableHTTP2 bool
+type Config struct, Handler http.Handler
+type Config struct, IdleTimeout time.Duration
+type Config struct, KeyFile string
+type Config struct, Logger *slog.Logger
+type Config struct, MaxHeaderBytes int
+type Config struct, MinTLSVersion uint16
+type Config struct, ReadHeaderTimeout time.Duration
+type Config struct, ReadTimeout time.Duration
+type Config struct, TLSConfig *tls.Config
+type Config struct, WriteTimeout time.Duration
+type DatabaseConfig struct
+type DatabaseConfig struct, ConnMaxIdleTime time.Duration
+type DatabaseConfig struct, ConnMaxLifetime time.Duration
+type DatabaseConfig struct, DB *sql.DB
+type DatabaseConfig struct, MaxIdleConns int
+type DatabaseConfig struct, MaxOpenConns int
+type FileServer struct
+type FileServerConfig struct
+type FileServerConfig struct, CacheBytes int64
+type FileServerConfig struct, CacheControl string
+type FileServerConfig struct, Dir string
+type FileServerConfig struct, Dotfiles bool
+type FileServerConfig struct, FS fs.FS
+type FileServerConfig struct, Fallback string
+type FileServerConfig struct, HTMLCacheControl string
+type FileServerConfig struct, Index string
+type FileServerConfig struct, MaxCachedFile int64
+type FileServerConfig struct, NotFound http.Handler
+type FileServerConfig struct, Precompressed bool
+type FileServerConfig struct, Prefix string
+type FileServerConfig struct, Recheck time.Duration
+type GracefulShutdown struct
+type JSONStream struct
+type LoggingConfig struct
+type LoggingConfig struct, Attrs func(*http.Request) []slog.Attr
+type LoggingConfig struct, Skip func(*http.Request) bool
+type Middleware = func(http.Handler) http.Handler
+type Profiler struct
+type ProfilingConfig struct
+type ProfilingConfig struct, Allow func(*http.Request) bool
+type ProfilingConfig struct, BlockRate int
+type ProfilingConfig struct, DB *sql.DB
+type ProfilingConfig struct, FlightRecorder time.Duration
+type ProfilingConfig struct, MaxDuration time.Duration
+type ProfilingConfig struct, MutexFraction int
+type RuntimeStats struct
+type RuntimeStats struct, AllocatedBytesTotal uint64 json:"allocated_bytes_total"
+type RuntimeStats struct, CPUGCSecondsTotal float64 json:"cpu_gc_seconds_total"
+type RuntimeStats struct, CPUUserSecondsTotal float64 json:"cpu_user_seconds_total"
+type RuntimeStats struct, GCCyclesTotal uint64 json:"gc_cycles_total"
+type RuntimeStats struct, GCPauseP50Seconds float64 json:"gc_pause_p50_seconds"
+type RuntimeStats struct, GCPauseP99Seconds float64 json:"gc_pause_p99_seconds"
+type RuntimeStats struct, GCPauseSecondsTotal float64 json:"gc_pause_seconds_total"
+type RuntimeStats struct, GCPausesTotal uint64 json:"gc_pauses_total"
+type RuntimeStats struct, GOMAXPROCS uint64 json:"gomaxprocs"
+type RuntimeStats struct, GoVersion string json:"go_version"
+type RuntimeStats struct, Goroutines uint64 json:"goroutines"
+type RuntimeStats struct, HeapBytes uint64 json:"heap_bytes"
+type RuntimeStats struct, HeapGoalBytes uint64 json:"heap_goal_bytes"
+type RuntimeStats struct, HeapLiveBytes uint64 json:"heap_live_bytes"
+type RuntimeStats struct, HeapObjects uint64 json:"heap_objects"
+type RuntimeStats struct, MemoryBytes uint64 json:"memory_bytes"
+type RuntimeStats struct, MutexWaitSecondsTotal float64 json:"mutex_wait_seconds_total"
+type RuntimeStats struct, SchedulerLatencyP50Seconds float64 json:"scheduler_latency_p50_seconds"
+type RuntimeStats struct, SchedulerLatencyP99Seconds float64 json:"scheduler_latency_p99_seconds"
+type RuntimeStats struct, StackBytes uint64 json:"stack_bytes"
+type RuntimeStats struct, UptimeSeconds float64 json:"uptime_seconds"
+type SSEBroker struct
+type SSEBrokerConfig struct
+type SSEBrokerConfig struct, MaxClients int
+type SSEBrokerConfig struct, Queue int
+type SSEBrokerConfig struct, Replay int
+type SSEEvent struct
+type SSEEvent struct, Data string
+type SSEEvent struct, Event string
+type SSEEvent struct, ID string
+type SSEEvent struct, Retry time.Duration
+type SSEStream struct
+type Server struct
+type ShutdownConfig struct
+type ShutdownConfig struct, Delay time.Duration
+type ShutdownConfig struct, HookTimeout time.Duration
+type ShutdownConfig struct, Signals []os.Signal
+type ShutdownConfig struct, Timeout time.Duration
+type Stream struct
+type TimeoutConfig struct
+type TimeoutConfig struct, ContentType string
+type TimeoutConfig struct, Duration time.Duration
+type TimeoutConfig struct, Fast bool
+type TimeoutConfig struct, Message string
+type TimeoutConfig struct, Skip func(*http.Request) bool
+type TimeoutConfig struct, Status int
+var ErrPoolSaturated = errors.New("every connection of the pool is in use")
+var ErrTimeout error
+`
+
+func exportedLines(t *testing.T) []string {
+	_, files := parsePackage(t)
+	api := apiListing{t: t, unexported: make(map[string]bool)}
+	for _, file := range files {
+		for _, decl := range file.Decls {
+			if decl, ok := decl.(*ast.GenDecl); ok && decl.Tok == token.TYPE {
+				for _, spec := range decl.Specs {
+					name := spec.(*ast.TypeSpec).Name
+					api.unexported[name.Name] = !name.IsExported()
+				}
+			}
+		}
+	}
+	for _, file := range files {
+		for _, decl := range file.Decls {
+			switch decl := decl.(type) {
+			case *ast.FuncDecl:
+				api.addFunction(decl)
+			case *ast.GenDecl:
+				for _, spec := range decl.Specs {
+					switch spec := spec.(type) {
+					case *ast.TypeSpec:
+						api.addType(spec)
+					case *ast.ValueSpec:
+						api.addValues(decl.Tok, spec)
+					}
+				}
+			}
+		}
+	}
+	slices.Sort(api.lines)
+	return api.lines
+}
+
+// apiListing has a line for each function, method, type, field, constant and
+// variable that the package exports.
+type apiListing struct {
+	t          *testing.T
+	unexported map[string]bool // types
+	lines      []string
+}
+
+func (l *apiListing) addFunction(decl *ast.FuncDecl) {
+	if !decl.Name.IsExported() {
+		return
+	}
+	if decl.Recv != nil {
+		receiver := decl.Recv.List[0]
+		name, _, _ := strings.Cut(strings.TrimPrefix(sourceOf(receiver.Type), "*"), "[")
+		if l.unexported[name] {
+			return
+		}
+		receiver.Names = nil
+	}
+	decl.Body = nil
+	l.add("", decl, nil)
+}
+
+func (l *apiListing) addType(spec *ast.TypeSpec) {
+	if !spec.Name.IsExported() {
+		return
+	}
+	structure, ok := spec.Type.(*ast.StructType)
+	if !ok {
+		l.add("type ", spec, nil)
+		return
+	}
+	spec.Type = ast.NewIdent("struct")
+	l.add("type ", spec, nil)
+	prefix := "type " + spec.Name.Name + " struct, "
+	for _, field := range structure.Fields.List {
+		if field.Names == nil {
+			l.add(prefix+"embedded ", field.Type, field.Tag)
+		}
+		for _, name := range field.Names {
+			if name.IsExported() {
+				l.add(prefix+name.Name+" ", field.Type, field.Tag)
+			}
+		}
+	}
+}
+
+// addValues adds constants with their values, and variables with their types or,
+// where no type is written, with what they are made of.
+func (l *apiListing) addValues(tok token.Token, spec *ast.ValueSpec) {
+	for i, name := range spec.Names {
+		if !name.IsExported() {
+			continue
+		}
+		one := &ast.ValueSpec{Names: []*ast.Ident{name}, Type: spec.Type}
+		if i < len(spec.Values) && (tok == token.CONST || spec.Type == nil) {
+			one.Values = spec.Values[i : i+1]
+		}
+		l.add(tok.String()+" ", one, nil)
+	}
+}
+
+// add adds a line. What an unexported type in it exports would not be listed, so
+// there must be none.
+func (l *apiListing) add(prefix string, node ast.Node, tag *ast.BasicLit) {
+	line := prefix + sourceOf(node)
+	if tag != nil {
+		line += " " + strings.Trim(tag.Value, "`")
+	}
+	l.lines = append(l.lines, line)
+	var visit func(ast.Node) bool
+	visit = func(node ast.Node) bool {
+		switch node := node.(type) {
+		case *ast.Field:
+			ast.Inspect(node.Type, visit)
+			return false // what it is called may be a type elsewhere
+		case *ast.SelectorExpr:
+			return false // of another package
+		case *ast.Ident:
+			if l.unexported[node.Name] {
+				l.t.Errorf("%s: exports the type %s, which has no exported name", line, node.Name)
+			}
+		}
+		return true
+	}
+	ast.Inspect(node, visit)
+}
+
+// parsePackage reads the package's files, without comments.
+func parsePackage(t *testing.T) (*token.FileSet, []*ast.File) {
+	t.Helper()
+	names, err := filepath.Glob("*.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	fset := token.NewFileSet()
+	var files []*ast.File
+	for _, name := range names {
+		if strings.HasSuffix(name, "_test.go") {
+			continue
+		}
+		file, err := parser.ParseFile(fset, name, nil, parser.SkipObjectResolution)
+		if err != nil {
+			t.Fatal(err)
+		}
+		files = append(files, file)
+	}
+	if len(files) == 0 {
+		t.Fatal("no files of the package here")
+	}
+	return fset, files
+}
+
+// sourceOf returns a node's source on one line, however it was laid out.
+func sourceOf(node ast.Node) string {
+	var source bytes.Buffer
+	if err := printer.Fprint(&source, token.NewFileSet(), node); err != nil {
+		panic(err)
+	}
+	return strings.Join(strings.Fields(source.String()), " ")
+}
+
+// differences returns a line for each that only got has, or only want.
+func differences(got, want []string) string {
+	var diff strings.Builder
+	for _, line := range slices.Compact(slices.Sorted(slices.Values(got))) {
+		if !slices.Contains(want, line) {
+			fmt.Fprintf(&diff, "new:  %s\n", line)
+		}
+	}
+	for _, line := range want {
+		if !slices.Contains(got, line) {
+			fmt.Fprintf(&diff, "gone: %s\n", line)
+		}
+	}
+	return diff.String()
 }
 
 // Helpers
