@@ -10999,6 +10999,8 @@ func TestProfilingGuardsRealConnections(t *testing.T) {
 		"GET /debug/pprof/ HTTP/1.1\r\nHost: localhost\r\nSec-Fetch-Site: cross-site\r\nSec-Fetch-Dest: iframe\r\n\r\n":   "403",
 		"GET /debug/pprof/ HTTP/1.1\r\nHost: \r\n\r\n":                                                                    "403",
 		"GET /debug/pprof/ HTTP/1.1\r\nHost: attacker.example\r\n\r\n":                                                    "403",
+		"GET /debug/pprof HTTP/1.1\r\nHost: localhost\r\n\r\n":                                                            "301",
+		"GET /debug/pprof HTTP/1.1\r\nHost: attacker.example\r\n\r\n":                                                     "403",
 		"GET /debug/pprof/ HTTP/1.0\r\nHost: localhost\r\n\r\n":                                                           "403", // nginx's default
 		"GET /debug/pprof/ HTTP/1.1\r\nHost: localhost\r\nvia: 1.1 proxy\r\n\r\n":                                         "403",
 		"GET /debug/pprof/ HTTP/1.1\r\nHost: localhost\r\nFORWARDED: for=::1\r\n\r\n":                                     "403",

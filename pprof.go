@@ -198,6 +198,7 @@ func (p *Profiler) Enable(mux *http.ServeMux) {
 		panic("conduit: mux: is nil")
 	}
 	mux.Handle("GET "+profilingPath, p)
+	mux.Handle("GET "+strings.TrimSuffix(profilingPath, "/"), p) // or mux redirects whom p refuses
 	mux.Handle("POST "+profilingPath+"symbol", p)
 }
 

@@ -618,6 +618,7 @@ func logStreamFailure(r *http.Request, err error) {
 	Logger(ctx).LogAttrs(ctx, level, "stream failed",
 		slog.String("method", r.Method),
 		slog.String("path", r.URL.Path),
+		slog.String("pattern", r.Pattern),
 		slog.String("err", err.Error()),
 	)
 }
