@@ -1,7 +1,9 @@
 // Package conduit is what a production HTTP service needs around net/http:
-// a server that is safe as configured, a shutdown that loses no request,
-// timeouts that answer, static files, streams that outlive the timeouts, and the
-// middleware that goes with them.
+// a server that is safe as configured ([New]), a shutdown that loses no request
+// ([GracefulShutdown]), timeouts that answer ([Timeout]), static files
+// ([FileServer]), streams that outlive the timeouts ([StreamJSON], [SSEBroker],
+// [Stream]), profiles that leak nothing ([Profiler]), a database pool within
+// bounds ([DatabaseConfig]), and the middleware that goes with them ([Chain]).
 //
 // It is not a framework. The router is [http.ServeMux] or any other, a handler
 // is an [http.Handler], a middleware is a func(http.Handler) http.Handler, and
@@ -9,6 +11,17 @@
 // chain, around somebody else's ResponseWriter.
 //
 // A whole service:
+//
+//	package main
+//
+//	import (
+//		"fmt"
+//		"log"
+//		"net/http"
+//		"time"
+//
+//		"example.com/conduit"
+//	)
 //
 //	func main() {
 //		mux := http.NewServeMux()
@@ -20,7 +33,7 @@
 //			conduit.RequestID(),
 //			conduit.Recovery(),
 //			conduit.Logging(),
-//			conduit.Timeout(30*time.Second),
+//			conduit.Timeout(20*time.Second),
 //			conduit.Compression(),
 //		)(mux)
 //		srv, err := conduit.New(conduit.DefaultConfig(handler))
@@ -34,12 +47,12 @@
 //
 // # Configuration
 //
-// Each default is a function with the fewest arguments; the configured form
-// has the same name with With and takes a pointer to a struct. The struct is
-// copied, so changing it later changes nothing. A zero field means its
-// default, a negative duration or size means none, and a nil pointer means all
-// defaults wherever nothing is required. Construction reports every fault at
-// once; a middleware that returns no error panics on a faulty configuration,
+// A part's short form, such as [Timeout], has the defaults; the same name with
+// With, [TimeoutWith], takes a pointer to a struct. Every such struct is copied,
+// so changing it later changes nothing. A zero field means its default and a
+// negative duration or size means none, unless its comment says otherwise; a nil
+// pointer means all defaults wherever nothing is required. All faults are
+// reported at once, as an error, or by a panic where a function returns no error,
 // as [http.ServeMux.Handle] does.
 //
 // # Two layers of time
@@ -109,8 +122,8 @@ type Config struct {
 	ReadHeaderTimeout time.Duration
 
 	// WriteTimeout bounds a reply, counted from the end of the request's
-	// header, 15 seconds by default. [Timeout] moves it where its own duration
-	// is longer.
+	// header, 15 seconds by default. [Timeout] moves the end to 5 seconds after
+	// its own where that is later.
 	WriteTimeout time.Duration
 
 	// IdleTimeout is how long a kept-alive connection may wait for its next
@@ -118,8 +131,8 @@ type Config struct {
 	IdleTimeout time.Duration
 
 	// MaxHeaderBytes bounds a request's header, 1 MiB by default. HTTP/1 lets
-	// 4096 bytes more through; beyond that the client gets 431, on HTTP/2 a
-	// GOAWAY if it is far beyond. No middleware sees such a request. Negative
+	// 4096 bytes more through. Beyond that the client gets 431, or a GOAWAY if
+	// it is far beyond on HTTP/2, and no middleware sees the request. Negative
 	// is an error.
 	MaxHeaderBytes int
 
@@ -145,7 +158,8 @@ type Config struct {
 	TLSConfig *tls.Config
 
 	// MinTLSVersion is the oldest version of TLS to accept, tls.VersionTLS12
-	// by default. Anything older is an error.
+	// by default. Anything older is an error. A newer MinVersion of TLSConfig
+	// wins.
 	MinTLSVersion uint16
 
 	// Database, when it is set, is applied by [New].
@@ -529,8 +543,9 @@ func (s *Server) Drain() {
 // Shutdown drains, stops to accept, waits until every request is answered and
 // every handler has returned, and returns nil. If ctx ends first, the contexts
 // of the requests that are left are cancelled with a cause, their connections
-// are closed, and the error says how many. Handlers that have hijacked their
-// connection are waited for; their connections are left alone.
+// are closed, and the error says how many and wraps [context.Cause] of ctx.
+// Handlers that have hijacked their connection are waited for; their
+// connections are left alone.
 //
 // Shutdown has no delay and runs no hooks: that is [GracefulShutdown], which a
 // service behind a load balancer wants. Shutdown may be called before Serve,
@@ -970,9 +985,9 @@ func drainContext(ctx context.Context) context.Context {
 	return context.Background()
 }
 
-// Logger returns the logger of the server of the request with this context,
-// with request_id as an attribute behind [RequestID]. Outside a conduit
-// [Server] it is [slog.Default].
+// Logger returns the logger of the server of the request with this context, or
+// [slog.Default] outside a conduit [Server]. Behind [RequestID] it has the
+// attribute request_id.
 func Logger(ctx context.Context) *slog.Logger {
 	logger := slog.Default()
 	if s := serverFrom(ctx); s != nil {
@@ -1363,10 +1378,10 @@ func routeOf(h http.Handler, r *http.Request) string {
 const requestIDField = "X-Request-Id"
 
 // RequestID gives each request an id, for logs and for whoever reports a
-// fault: the incoming X-Request-ID if that is 1 to 128 characters of
-// A-Z a-z 0-9 . _ -, and otherwise 26 random ones with 128 bits of entropy.
-// The reply carries it in X-Request-ID, [RequestIDFrom] and [Logger] find it in
-// the context.
+// fault: the incoming X-Request-ID if there is one only, and that is 1 to 128
+// characters of A-Z a-z 0-9 . _ -, and otherwise 26 random ones with at least
+// 128 bits of entropy. The reply carries it in X-Request-ID, [RequestIDFrom] and
+// [Logger] find it in the context.
 //
 // The incoming one is the client's to choose, so an id is no proof of anything.
 // Where clients are not to choose, let the proxy in front set the header.
@@ -1532,9 +1547,9 @@ type LoggingConfig struct {
 	Skip func(*http.Request) bool
 
 	// Attrs, when set, returns attributes to add to a request's line. It is
-	// called after the handler has returned, with the pattern in place. One
-	// that a [Timeout] has left behind may still be using the request's URL
-	// and Header.
+	// called after the handler has returned, with the pattern in place. A
+	// handler that a [Timeout] has left behind may still be using the request's
+	// URL and Header.
 	Attrs func(*http.Request) []slog.Attr
 }
 
@@ -1632,14 +1647,14 @@ func (c *LoggingConfig) log(x *exchange, r *http.Request, path string, start tim
 
 // CompressionConfig configures [CompressionWith].
 type CompressionConfig struct {
-	// Level is gzip's, from 1, the fastest, to 9; 4 by default. Text is 3 to 5
-	// percent larger at level 4 than at gzip's own default, 6, in a third of
-	// the time.
+	// Level is gzip's, from 1, the fastest, to 9; 4 by default. Text is up to 5
+	// percent larger at level 4 than at gzip's own default, 6, in a third to
+	// two thirds of the time.
 	Level int
 
 	// MinSize is how many bytes a body must have to be coded, 1024 by default,
-	// negative for no minimum. So many are held back while its length is
-	// unknown.
+	// negative for no minimum. That many are held back while the length of the
+	// body is unknown.
 	MinSize int
 
 	// Types are the media types to code, as patterns for [path.Match]:
@@ -1702,10 +1717,10 @@ func Compression() Middleware { return CompressionWith(nil) }
 // The first bytes of a body are held back until that is decided: at MinSize,
 // when the handler returns, or at once when it flushes or has set a
 // Content-Length. A handler that flushes has its body coded however small it
-// is, and each flush reaches the client; one that sets a smaller
-// Content-Length than MinSize does not. A Content-Type that the handler has
-// not set is found out from the first 512 bytes, as net/http does; a reply
-// that is flushed before it has any is not coded.
+// is, unless it has set a Content-Length below MinSize, and each flush reaches
+// the client. A Content-Type that the handler has not set is found out from the
+// first 512 bytes, as net/http does; a reply that is flushed before it has any
+// is not coded.
 //
 // These are left alone: replies without a body, parts (206), event streams,
 // bodies that have a Content-Encoding already or a digest of their bytes, and
@@ -1730,8 +1745,8 @@ func Compression() Middleware { return CompressionWith(nil) }
 //
 // Compression belongs inside [Logging], which then counts the bytes that were
 // sent, and best inside [Timeout] too. CompressionWith panics, naming the
-// field, on a Level that gzip has not and on a malformed pattern in Types. A
-// nil cfg is all defaults.
+// field, on a Level that gzip does not have and on a malformed pattern in Types.
+// A nil cfg is all defaults.
 //
 // [RFC 9110, Section 12.5.3]: https://www.rfc-editor.org/rfc/rfc9110#section-12.5.3
 func CompressionWith(cfg *CompressionConfig) Middleware {
@@ -2387,7 +2402,8 @@ func putGzipWriter(z *gzip.Writer, level int) { gzipWriters[level].Put(z) }
 
 // releaseTimeout lifts every Timeout around w, just before the first byte of a
 // reply that outlives them by nature. False means that one has fired, and
-// nothing may be written. It finds timeout.go's by their method releaseTimeout.
+// nothing may be written. It finds timeout.go's by their method releaseTimeout,
+// and the slowWriter of pprof.go, for which the request then ends.
 func releaseTimeout(w http.ResponseWriter) bool {
 	for ; w != nil; w = unwrap(w) {
 		if t, ok := w.(interface{ releaseTimeout() bool }); ok && !t.releaseTimeout() {

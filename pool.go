@@ -51,7 +51,8 @@ type DatabaseConfig struct {
 
 // DefaultDatabaseConfig returns the defaults for db, spelled out: at most 100
 // connections open and 10 idle, replaced after an hour, closed after ten idle
-// minutes.
+// minutes. Whoever sets MaxOpenConns below 10 has to lower MaxIdleConns too, or
+// begins with an empty DatabaseConfig.
 func DefaultDatabaseConfig(db *sql.DB) *DatabaseConfig {
 	return &DatabaseConfig{
 		DB:              db,
@@ -95,9 +96,10 @@ func (c *DatabaseConfig) withDefaults() (DatabaseConfig, error) {
 }
 
 // Apply sets the bounds on c.DB. It may be called at any time and from any
-// goroutine; connections over a new bound are closed as they are given back.
-// It changes nothing and returns an error that names each faulty field if DB
-// is nil or MaxIdleConns exceeds MaxOpenConns.
+// goroutine: of the connections over a new bound those that are idle are closed
+// at once, and those in use as they are given back. It changes nothing and
+// returns an error that names each faulty field if DB is nil or MaxIdleConns
+// exceeds MaxOpenConns.
 func (c *DatabaseConfig) Apply() error {
 	d, err := c.withDefaults()
 	if err != nil {
@@ -125,8 +127,7 @@ func (c *DatabaseConfig) Apply() error {
 //
 // It returns the first error of a connection that could not be opened, which
 // wraps the driver's, or that of ctx if it ends before all are open and the
-// driver heeds it. No other
-// is begun then; those that are open stay in the pool.
+// driver heeds it. No other is begun then; those that are open stay in the pool.
 func (c *DatabaseConfig) Warm(ctx context.Context, n int) error {
 	d, err := c.withDefaults()
 	if err != nil {
@@ -186,7 +187,7 @@ const saturationWait = 250 * time.Millisecond
 
 // DatabaseHealth returns a check for [Health] that asks the database of db for
 // a sign of life, within the time of its context. It differs from
-// db.PingContext in three ways.
+// db.PingContext in two ways.
 //
 // A pool whose MaxOpenConns are all in use makes PingContext wait until its
 // context ends, as if the database were down. The check waits 250 milliseconds
@@ -198,9 +199,9 @@ const saturationWait = 250 * time.Millisecond
 // there is a connection, and a dead one is as good as another. The check sends
 // SELECT 1.
 //
-// After the database was restarted every idle connection is dead. Like
-// PingContext, the check goes past them: one after the other is closed, until
-// one answers or a new one is made.
+// After the database was restarted every idle connection is dead. The check goes
+// past them: one after the other is closed, until one answers or a new one is
+// made.
 //
 // A pool that is full because all of its connections wait for a database that
 // no longer answers is saturated as well: nobody gets to ask. The check may be

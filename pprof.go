@@ -90,9 +90,9 @@ func (c *ProfilingConfig) withDefaults() (ProfilingConfig, error) {
 }
 
 // EnableDefaultProfiling serves profiles and statistics at /debug/pprof/ on
-// mux, for this machine only, of which a proxy on it is a part: see [Profiler]. It is [NewProfiler] with the defaults and
-// [Profiler.Enable], holds nothing that would have to be closed, and panics if
-// mux is nil.
+// mux, for this machine only, of which a proxy on it is a part: see [Profiler].
+// It is [NewProfiler] with the defaults and [Profiler.Enable], holds nothing that
+// would have to be closed, and panics if mux is nil or has these patterns already.
 func EnableDefaultProfiling(mux *http.ServeMux) {
 	p, err := NewProfiler(nil)
 	if err != nil {
@@ -107,10 +107,10 @@ func EnableDefaultProfiling(mux *http.ServeMux) {
 //	profile              CPU, for 30 seconds or ?seconds=
 //	trace                execution trace, for 1 second or ?seconds=
 //	heap allocs          memory; ?gc=1 collects garbage before heap
-//	goroutine threadcreate, and every other profile of [pprof.Profiles]
+//	goroutine threadcreate, and every other profile of runtime/pprof
 //	block mutex          waiting and contention
 //	flight               the flight recorder's window, an execution trace
-//	stats                [RuntimeStats], in JSON or for Prometheus
+//	stats                RuntimeStats and more, in JSON or for Prometheus
 //	live                 a page that plots the statistics as they come
 //	symbol cmdline       as in net/http/pprof
 //
@@ -141,7 +141,8 @@ func EnableDefaultProfiling(mux *http.ServeMux) {
 // client has 15 seconds for each 64 KiB of a reply, as for that of a stream. They
 // end when the client goes, and a drain of the server ends them early with what
 // they have, which is a complete profile of a shorter time, as is a trace that
-// has grown to 32 MiB. Fractions of a second are fine. A second CPU profile or trace at the same time gets 409.
+// has grown to 32 MiB. Fractions of a second are fine. A second CPU profile or
+// trace at the same time gets 409.
 //
 // block and mutex with ?seconds= are recorded for so long if their rate is off,
 // every contention and all waiting from 10 microseconds on, and the rate is off

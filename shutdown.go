@@ -22,8 +22,9 @@ import (
 // Delay, left to their defaults, are at most a quarter of Timeout each.
 type ShutdownConfig struct {
 	// Timeout bounds a whole shutdown: delay, drain and hooks. 30 seconds by
-	// default, which is also what Kubernetes grants before it kills. Negative:
-	// requests may take as long as they like.
+	// default. Whoever kills the process must wait longer: Kubernetes waits 30
+	// seconds unless it is told otherwise. Negative: requests may take as long
+	// as they like.
 	Timeout time.Duration
 
 	// HookTimeout is the part of Timeout that is kept for the hooks, 5 seconds
@@ -43,7 +44,9 @@ type ShutdownConfig struct {
 }
 
 // DefaultShutdownConfig returns the defaults: a Timeout of 30 seconds of which
-// 5 are kept for the hooks, a Delay of 500 milliseconds, SIGINT and SIGTERM.
+// 5 are kept for the hooks, a Delay of 500 milliseconds, SIGINT and SIGTERM. For
+// a shorter Timeout begin with an empty ShutdownConfig: what is spelled out here
+// does not shrink with it.
 func DefaultShutdownConfig() *ShutdownConfig {
 	return &ShutdownConfig{
 		Timeout:     30 * time.Second,
@@ -143,8 +146,9 @@ func StartWithGracefulShutdown(srv *Server, cfg *ShutdownConfig) error {
 //
 // The hooks share HookTimeout: each one's context ends after an equal part of
 // what is left of it. A hook that fails, panics or outstays its context does
-// not keep the others from running; the error of Run names it. A hook may
-// register another, which runs next. RegisterHook panics if hook is nil.
+// not keep the others from running; the error of Run names it and wraps its own.
+// A hook may register another, which runs next. RegisterHook panics if hook is
+// nil.
 func (g *GracefulShutdown) RegisterHook(hook func(context.Context) error) {
 	if hook == nil {
 		panic(errors.New("conduit: RegisterHook: the hook is nil"))

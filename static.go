@@ -40,30 +40,30 @@ import (
 // Caching: a reply may be kept for a year, which is CacheControl's default, and
 // HTML must be asked for again, so that a page knows of its new scripts. To
 // have those fetched, give them new names, or let [FileServer.URL] add the hash
-// of the content: the URL is then immutable, and one with the hash of some
-// other content is not to be kept.
+// of the content: a URL with the right hash is immutable, and one with another
+// must be asked for again.
 //
 // Files may change at any time. They are looked at again when Recheck has
 // passed, and replies never mix two contents: an ETag of what is cached is the
 // hash of the very bytes sent, and a large file that changes on its way is cut
 // short. A file should be replaced by renaming all the same: of one above 256
 // KiB that is written into, a client may get a mixture, since what the kernel
-// has yet to send is the file itself.
-// The directory itself may be replaced too, such as a link that is turned to
-// the next release.
+// has yet to send is the file itself. The directory itself may be replaced too,
+// such as a link that is turned to the next release.
 //
 // Nothing outside the directory is served: a path is refused unless it is in
 // its shortest form, without backslashes, control characters, encoded slashes
 // and names that end in a dot, and [os.Root] sees to links. Names that begin
-// with a dot are refused but .well-known, as are devices, pipes and sockets.
+// with a dot are refused, except .well-known, and so are devices, pipes and
+// sockets. What is refused gets the 404 of a file that is not there.
 //
 // A client that takes nothing for the server's WriteTimeout, or 15 seconds where
 // there is none, is let go, at the latest when twice that has passed. One that
 // goes on taking is never cut, neither by WriteTimeout nor by a [Timeout] around
-// the FileServer. What a client has taken shows only as the kernel's buffer
-// drains, a third of it at a time: 64 KiB where the buffer is small, as it is for
-// those who are slow across a network, and over a megabyte on loopback. So much
-// is to be taken in that time, which is never less than 3 seconds.
+// the FileServer. What a client has taken shows only when a third of the kernel's
+// buffer has drained: 64 KiB where the buffer is small, as it is for a client that
+// is slow across a network, and over a megabyte on loopback. That much has to be
+// taken within that time, which is never less than 3 seconds.
 //
 // Its methods may be called from any goroutine.
 //
@@ -131,13 +131,13 @@ type FileServerConfig struct {
 	CacheBytes int64
 
 	// MaxCachedFile is the size up to which a file is cached, 1 MiB by default
-	// and at most a quarter of CacheBytes. Of files above 256 KiB only the gzip form
-	// is kept. Larger files are sent as they are, with an ETag made of size and
-	// modification time. Negative: none is cached.
+	// and at most a quarter of CacheBytes. Of files above 256 KiB only the gzip
+	// form is kept. Files above MaxCachedFile are sent as they are, with an ETag
+	// made of size and modification time. Negative: none is cached.
 	MaxCachedFile int64
 
-	// Recheck is how long a cached file is served without a look whether it has
-	// changed, 1 second by default. Negative: for ever.
+	// Recheck is how long a cached file is served before the next look whether
+	// it has changed, 1 second by default. Negative: for ever.
 	Recheck time.Duration
 }
 

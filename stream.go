@@ -157,10 +157,10 @@ func (s *Stream) Done() <-chan struct{} { return s.reply.Done() }
 // and the reply is the handler's to make, a 500 for one: not even a header is
 // set. If something has, the reply is cut at once, as by [JSONStream.Abort].
 //
-// A JSONStream is for one goroutine, but for Done. What the handler sets in the
-// header is to be there before the first element. It must not return, or panic,
-// before Close or Abort was called, which [StreamJSON] sees to by itself, and not
-// call WriteHeader before: an early error could not be answered then.
+// A JSONStream is for one goroutine, except Done. Header fields must be set before
+// the first element, and WriteHeader must not be called: an early error could not
+// be answered then. Before the handler returns or panics it must call Close or
+// Abort, which [StreamJSON] does by itself.
 type JSONStream struct {
 	reply  streamReply
 	lines  bool
@@ -394,9 +394,9 @@ func (s *JSONStream) idle() error {
 	return s.flush()
 }
 
-// Close ends the document and returns when it is flushed: with "]", or as "[]"
-// if nothing was written. After an error it returns that one. A second Close
-// does nothing.
+// Close ends the document and returns when it is flushed: an array with "]", or as
+// "[]" if nothing was written. After an error it returns that one, after Abort an
+// error too. A second Close does nothing.
 func (s *JSONStream) Close() error {
 	if s.closed {
 		return nil
@@ -625,9 +625,9 @@ func logStreamFailure(r *http.Request, err error) {
 
 // SSEEvent is a server-sent event ([WHATWG HTML, Section 9.2]).
 //
-// An event has data, even if that is empty, for clients drop one without; only
-// where nothing but Retry is set does it carry that alone, which clients heed
-// and do not show.
+// An event is sent with data, even if that is empty, because clients drop one
+// without. Only an event with nothing but Retry goes without: clients heed it and
+// show nothing.
 //
 // [WHATWG HTML, Section 9.2]: https://html.spec.whatwg.org/multipage/server-sent-events.html
 type SSEEvent struct {
@@ -750,9 +750,9 @@ type SSEStream struct {
 
 // NewSSEStream sends the header of a stream of events: text/event-stream unless
 // the handler has set another Content-Type, and what keeps caches and proxies
-// from holding events back or changing them, whatever Cache-Control there was. It returns an error that wraps
-// [http.ErrNotSupported], and changes nothing, if w cannot flush, and other
-// errors as [Stream] has them.
+// from holding events back or changing them, whatever Cache-Control there was. It
+// returns an error that wraps [http.ErrNotSupported], and changes nothing, if w
+// cannot flush, and other errors as [Stream] has them.
 func NewSSEStream(w http.ResponseWriter, r *http.Request) (*SSEStream, error) {
 	return newSSEStream(w, r, nil)
 }
@@ -1064,8 +1064,8 @@ type SSEBrokerConfig struct {
 
 	// Queue is how many events a client may lag behind before it is told of a
 	// gap and let go: Replay by default, and 256 where that is none. It should
-	// be more than what is published within a few milliseconds, so that a small
-	// Replay wants it set. Negative panics.
+	// be more than what is published within a few milliseconds: with a small
+	// Replay, set it. Negative panics.
 	Queue int
 
 	// MaxClients is how many clients there may be at once; more get 503 with

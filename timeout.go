@@ -122,7 +122,7 @@ func FastTimeout(d time.Duration) Middleware {
 // the connection ends the timeout.
 //
 // The handler runs on a goroutine of its own unless Fast is set. A panic there
-// goes on on the serving goroutine, with its value and stack, where [Recovery]
+// is taken to the serving goroutine, with its value and stack, where [Recovery]
 // finds it; one that comes too late is logged. A handler that ignores its
 // context runs on until it returns.
 //
@@ -240,7 +240,7 @@ type timeoutWorker struct {
 	t      *timeoutWriter
 	timer  *time.Timer
 	done   chan struct{} // gets one value: the handler has ended, or the timer has fired
-	run    func()        // w.serve, as a value for the go statement
+	run    func()        // k.serve, as a value for the go statement
 	shared bool          // may go back to the pool
 }
 
