@@ -68,6 +68,21 @@ func Example() {
 	// <nil>
 }
 
+// The defaults, but for uploads that may take two minutes.
+func ExampleDefaultConfig() {
+	cfg := conduit.DefaultConfig(http.NotFoundHandler())
+	cfg.ReadTimeout = 2 * time.Minute
+	srv, err := conduit.New(cfg)
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println("header", srv.HTTPServer().ReadHeaderTimeout)
+	fmt.Println("read", srv.HTTPServer().ReadTimeout)
+	// Output:
+	// header 10s
+	// read 2m0s
+}
+
 // What is left out gets its default.
 func ExampleNew() {
 	mux := http.NewServeMux()
@@ -327,6 +342,46 @@ func ExampleRecovery() {
 	// 500 Internal Server Error
 }
 
+// What a handler logs has the id of its request, as the request's own line has.
+func ExampleLogger() {
+	logger := slog.New(slog.NewTextHandler(os.Stdout, &slog.HandlerOptions{
+		ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+			switch a.Key {
+			case "time", "addr": // vary
+				return slog.Attr{}
+			}
+			return a
+		},
+	}))
+	handler := conduit.RequestID()(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		conduit.Logger(r.Context()).InfoContext(r.Context(), "order placed", "order", 42)
+	}))
+	srv, err := conduit.New(&conduit.Config{Handler: handler, Logger: logger})
+	if err != nil {
+		log.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		log.Fatal(err)
+	}
+	go srv.Serve(l)
+	defer srv.Close()
+
+	req, err := http.NewRequest("POST", "http://"+l.Addr().String(), nil)
+	if err != nil {
+		log.Fatal(err)
+	}
+	req.Header.Set("X-Request-ID", "5f3a-17")
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		log.Fatal(err)
+	}
+	res.Body.Close()
+	// Output:
+	// level=INFO msg=listening tls=false
+	// level=INFO msg="order placed" request_id=5f3a-17 order=42
+}
+
 // The server's logger writes the line. Health checks are left out of it, and
 // every request says which tenant it was for.
 func ExampleLoggingWith() {
@@ -436,6 +491,19 @@ func ExampleFastTimeout() {
 	// 503 Service Unavailable
 }
 
+// The pool of a job that runs no Server, beside the services that share its
+// database.
+func ExampleDatabaseConfig_Apply() {
+	db, err := sql.Open("postgres", os.Getenv("DATABASE_URL")) // import a driver for it
+	if err != nil {
+		log.Fatal(err)
+	}
+	pool := &conduit.DatabaseConfig{DB: db, MaxOpenConns: 20, MaxIdleConns: 20}
+	if err := pool.Apply(); err != nil {
+		log.Fatal(err)
+	}
+}
+
 // The pool is bounded when the server is made, warm before the first request
 // comes, and closed when the last one that may use it has been answered.
 func ExampleDatabaseConfig_Warm() {
@@ -520,12 +588,22 @@ func ExampleCompressionWith() {
 		MinSize: 16 << 10,
 		Types:   []string{"text/*", "application/json", "*/*+json"},
 	})
-	srv, err := conduit.New(conduit.DefaultConfig(compress(http.DefaultServeMux)))
-	if err != nil {
-		fmt.Println(err)
-		return
+	handler := compress(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		lines, _ := strconv.Atoi(r.URL.Query().Get("lines"))
+		w.Header().Set("Content-Type", "application/geo+json")
+		io.WriteString(w, strings.Repeat("[8.54, 47.37]\n", lines))
+	}))
+
+	for _, target := range []string{"/?lines=100", "/?lines=10000"} {
+		r := httptest.NewRequest("GET", target, nil)
+		r.Header.Set("Accept-Encoding", "gzip")
+		w := httptest.NewRecorder()
+		handler.ServeHTTP(w, r)
+		fmt.Println(target, w.Header()["Content-Encoding"])
 	}
-	srv.ListenAndServe()
+	// Output:
+	// /?lines=100 []
+	// /?lines=10000 [gzip]
 }
 
 // A directory at /static/. Register it at the prefix and do not strip that.
@@ -687,6 +765,37 @@ func ExampleNewJSONStream() {
 	// [{"id":1,"title":"first"},{"id":2,"title":"second"}]
 }
 
+// A producer that has a channel already. It ends with the request's context too,
+// because nobody receives once the client has gone.
+func ExampleJSONStream_WriteJSONArray() {
+	handler := func(w http.ResponseWriter, r *http.Request) {
+		s, err := conduit.NewJSONStream(w, r)
+		if err != nil {
+			http.Error(w, "cannot stream", http.StatusInternalServerError)
+			return
+		}
+		defer s.Abort()
+		items := make(chan any)
+		go func() {
+			defer close(items)
+			for i := range 3 {
+				select {
+				case items <- i:
+				case <-r.Context().Done():
+					return
+				}
+			}
+		}()
+		if err := s.WriteJSONArray(items); err != nil {
+			http.Error(w, "cannot encode", http.StatusInternalServerError)
+		}
+	}
+	streamExample(http.HandlerFunc(handler))
+	// Output:
+	// application/json
+	// [0,1,2]
+}
+
 // NDJSON is one document per line, which a client can use as they come.
 func ExampleNewNDJSONStream() {
 	handler := func(w http.ResponseWriter, r *http.Request) {
@@ -748,6 +857,7 @@ func ExampleStreamJSON_error() {
 	// the posts are not available
 }
 
+// A log, of which a client can show each line as it comes.
 func ExampleStreamNDJSON() {
 	lines := func(yield func(map[string]string, error) bool) {
 		for _, level := range []string{"info", "warn"} {
@@ -881,6 +991,32 @@ func ExampleSSEStream_Serve() {
 	// data: after
 	//
 	// data: another
+}
+
+// A client that comes back says what it has seen, and gets what came after that.
+func ExampleSSEStream_LastEventID() {
+	news := []string{"first", "second", "third"}
+	handler := conduit.SSEHandler(func(s *conduit.SSEStream, r *http.Request) error {
+		seen, err := strconv.Atoi(s.LastEventID())
+		if err != nil || seen < 0 || seen > len(news) { // it is the client's to choose
+			seen = 0
+		}
+		for i, text := range news[seen:] {
+			if err := s.WriteSSE(&conduit.SSEEvent{ID: strconv.Itoa(seen + i + 1), Data: text}); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+
+	r := httptest.NewRequest("GET", "/", nil)
+	r.Header.Set("Last-Event-ID", "2")
+	w := httptest.NewRecorder()
+	handler.ServeHTTP(w, r)
+	fmt.Println(w.Body)
+	// Output:
+	// id: 3
+	// data: third
 }
 
 // SSEHandler logs the error that is returned, sends heartbeats, and at a drain
@@ -1084,7 +1220,7 @@ func ExampleProfiler_SlowRequests() {
 		conduit.Recovery(),
 		conduit.Logging(),
 		p.SlowRequests(2*time.Second, dir),
-		conduit.Timeout(30*time.Second),
+		conduit.Timeout(20*time.Second),
 	)(http.NotFoundHandler())
 	srv, err := conduit.New(conduit.DefaultConfig(handler))
 	if err != nil {
@@ -1129,6 +1265,7 @@ func ExampleNewProfilingServer() {
 	// <nil> <nil>
 }
 
+// What a program reports of itself, where nobody asks for /debug/pprof/stats.
 func ExampleReadRuntimeStats() {
 	s := conduit.ReadRuntimeStats()
 	fmt.Println(s.Goroutines > 0, s.HeapBytes > 0)
