@@ -389,8 +389,8 @@ func serverTLSConfig(base *tls.Config, certs *certificateFiles, minVersion uint1
 	return t
 }
 
-// HTTPServer returns the http.Server inside, for the knobs that Config does
-// not name. They are to be turned before serving. A ConnState, BaseContext or
+// HTTPServer returns the http.Server inside, for the fields that Config does
+// not name. Set them before serving. A ConnState, BaseContext or
 // Handler set there is called by the Server's own, not replaced; an ErrorLog
 // set there replaces the one that writes to Config.Logger. To stop, use the
 // methods of Server: those of the http.Server know nothing of draining.

@@ -22,8 +22,8 @@ type DatabaseConfig struct {
 	// DB is the pool to bound. Required.
 	DB *sql.DB
 
-	// MaxOpenConns is the most connections open at once, 100 by default; who
-	// needs one beyond that waits. Each process has a pool of its own, and a
+	// MaxOpenConns is the most connections open at once, 100 by default; whoever
+	// needs one more waits. Each process has a pool of its own, and a
 	// database bounds them together: 100 is all that a Postgres accepts unless
 	// it is told otherwise. Negative: no limit.
 	MaxOpenConns int
@@ -192,7 +192,7 @@ const saturationWait = 250 * time.Millisecond
 // A pool whose MaxOpenConns are all in use makes PingContext wait until its
 // context ends, as if the database were down. The check waits 250 milliseconds
 // for a connection, or half of what its context has left if that is less; its
-// error is then [ErrPoolSaturated]. The database may be well, and who would
+// error is then [ErrPoolSaturated]. The database may be well: whoever would
 // rather stay in rotation can tell by errors.Is.
 //
 // With a driver that has no [driver.Pinger], PingContext only looks whether

@@ -90,7 +90,7 @@ func (c *ProfilingConfig) withDefaults() (ProfilingConfig, error) {
 }
 
 // EnableDefaultProfiling serves profiles and statistics at /debug/pprof/ on
-// mux, for this machine only, of which a proxy on it is a part: see [Profiler].
+// mux, for this machine only, which includes a proxy on it: see [Profiler].
 // It is [NewProfiler] with the defaults and [Profiler.Enable], holds nothing that
 // would have to be closed, and panics if mux is nil or has these patterns already.
 func EnableDefaultProfiling(mux *http.ServeMux) {
@@ -123,9 +123,9 @@ func EnableDefaultProfiling(mux *http.ServeMux) {
 // peer is a loopback address or a Unix socket, its Host is localhost or a
 // loopback address, so that no web page reaches it by DNS rebinding, it is not
 // HTTP/1.0, and it has none of the fields that proxies add, such as Forwarded,
-// Via, X-Forwarded-* or X-Real-IP. Nor may it be what another site's page has a
-// browser fetch (Sec-Fetch-Site), but for a link that somebody follows. All
-// others get 403, and the log a line, "profiling refused".
+// Via, X-Forwarded-* or X-Real-IP. What another site's page has a browser fetch
+// is refused too (Sec-Fetch-Site), unless it is a link that somebody follows.
+// All that are refused get 403, and the log a line, "profiling refused".
 //
 // Behind a proxy on the same machine this is not enough. Every peer is a loopback
 // address there, and not every proxy says that it is one: nginx from 1.29.7 on
@@ -144,16 +144,15 @@ func EnableDefaultProfiling(mux *http.ServeMux) {
 // has grown to 32 MiB. Fractions of a second are fine. A second CPU profile or
 // trace at the same time gets 409.
 //
-// block and mutex with ?seconds= are recorded for so long if their rate is off,
-// every contention and all waiting from 10 microseconds on, and the rate is off
-// again afterwards. The runtime only ever adds up: a profile also has what was
-// recorded before, by an earlier request or by a rate that is on. Rates belong
-// to the process. A mutex rate that somebody else has set is seen and left
-// alone; a block rate cannot be seen, so set it by BlockRate or it is turned
-// off. A mutex that goroutines have queued for without a break since before its
-// rate was on stays unseen. Without ?seconds= and a rate the two are empty. The
-// other profiles show a moment, and refuse ?seconds= with 400: two of them are
-// compared with go tool pprof -base.
+// With ?seconds= block and mutex turn their rate on for that long if it is off:
+// every contention is recorded, and all waiting from 10 microseconds on. The
+// runtime only ever adds up: a profile also has what was recorded before, by an
+// earlier request or by a rate that is on. Rates belong to the process. A mutex
+// rate that somebody else has set is seen and left alone; a block rate cannot be
+// seen, so set it by BlockRate or it is turned off. A mutex that goroutines have
+// queued for without a break since before its rate was on stays unseen. Without
+// ?seconds= and a rate the two are empty. The other profiles show a moment, and
+// refuse ?seconds= with 400: two of them are compared with go tool pprof -base.
 //
 // Errors are text that go tool pprof shows. No reply may be stored.
 //
@@ -858,8 +857,8 @@ func removeOldest(dir string) error {
 
 // NewProfilingServer returns a server of its own for a Profiler: a port that
 // the public side of a service does not have, and that no middleware is in
-// front of. It has no WriteTimeout, and its Profiler closes when it has been
-// shut down or closed, which it is to be even if it never served.
+// front of. It has no WriteTimeout. Its Profiler closes when the server has been
+// shut down or closed: do that even if it never served.
 //
 // An addr without a host, ":6060", is 127.0.0.1; "[::1]:6060" is the other
 // loopback address. With a host that others can reach, "10.0.0.7:6060" or
@@ -922,7 +921,7 @@ type RuntimeStats struct {
 	GCPauseP50Seconds   float64 `json:"gc_pause_p50_seconds"`
 	GCPauseP99Seconds   float64 `json:"gc_pause_p99_seconds"`
 
-	// The scheduler's latency is how long goroutines that could run waited to.
+	// The scheduler's latency is how long goroutines that could run had to wait.
 	SchedulerLatencyP50Seconds float64 `json:"scheduler_latency_p50_seconds"`
 	SchedulerLatencyP99Seconds float64 `json:"scheduler_latency_p99_seconds"`
 

@@ -145,7 +145,7 @@ func StartWithGracefulShutdown(srv *Server, cfg *ShutdownConfig) error {
 // it.
 //
 // The hooks share HookTimeout: each one's context ends after an equal part of
-// what is left of it. A hook that fails, panics or outstays its context does
+// what is left of it. A hook that fails, panics or goes on after that does
 // not keep the others from running; the error of Run names it and wraps its own.
 // A hook may register another, which runs next. RegisterHook panics if hook is
 // nil.

@@ -106,12 +106,13 @@ type FileServerConfig struct {
 	// application.
 	Fallback string
 
-	// NotFound, when set, answers where there is no file, status included.
+	// NotFound, when set, answers where there is no file. Its status is the
+	// reply's: 404, as a rule.
 	NotFound http.Handler
 
 	// CacheControl is the Cache-Control of files, "public, max-age=31536000" by
-	// default. What is private or no-store stays so under a version of
-	// [FileServer.URL].
+	// default. One with private or no-store also holds for what is fetched by
+	// [FileServer.URL], which is not immutable then.
 	CacheControl string
 
 	// HTMLCacheControl is that of HTML, index files and the fallback,
@@ -636,8 +637,8 @@ func (f *FileServer) URL(name string) string {
 	return u.String()
 }
 
-// Close frees the cache and the directory. There is nothing to serve
-// afterwards. More than once is nil.
+// Close frees the cache and the directory. Requests get 404 afterwards. More
+// than once is nil.
 func (f *FileServer) Close() error {
 	if f.closed.Swap(true) {
 		return nil

@@ -54,7 +54,7 @@ const (
 // An error stays, as that of a [bufio.Writer] does, and wraps its cause: that of
 // the request's context ([context.Cause]) when the client has gone, beside the
 // connection's own error where a write met that; [ErrTimeout] when a Timeout came
-// before the first byte. After an error what else the handler writes goes nowhere
+// before the first byte. After an error, what the handler still writes goes nowhere
 // if the reply had begun, and is the reply if it had not. To end a reply so that
 // nobody takes a part for the whole, a handler panics with [http.ErrAbortHandler].
 //
@@ -500,8 +500,8 @@ func (s *JSONStream) fail(err error) error {
 
 // Done returns a channel that is closed when the client has gone, the stream
 // has ended or failed, or the server drains ([Draining]). A drain ends no
-// document: whether to go on is the handler's to decide. For a HEAD request it
-// is closed from the start.
+// document: the handler decides whether to go on. For a HEAD request it is
+// closed from the start.
 func (s *JSONStream) Done() <-chan struct{} { return s.reply.Done() }
 
 // StreamJSON replies with items as one JSON array, sent while they come. It is
@@ -1007,9 +1007,8 @@ func (s *SSEStream) end() {
 }
 
 // LastEventID returns the ID of the last event that the client has seen, as it
-// says: the request's Last-Event-ID, "" without one. It is the client's to
-// choose, so it is to be looked up and never to be trusted. net/http lets none
-// through that has a control character.
+// says: the request's Last-Event-ID, "" without one. The client chooses it: look
+// it up, never trust it. net/http lets none through that has a control character.
 func (s *SSEStream) LastEventID() string { return s.reply.r.Header.Get("Last-Event-ID") }
 
 // Done returns a channel that is closed when the client has gone, a write has
@@ -1019,9 +1018,9 @@ func (s *SSEStream) Done() <-chan struct{} { return s.reply.Done() }
 
 // SSEHandler returns a handler that opens a stream of events for each request
 // and has serve fill it. While serve runs, a comment is sent whenever nothing
-// was for 15 seconds. The stream ends when serve returns, and clients reconnect;
-// at a drain they are told to do that after a random time from 1 to 10 seconds.
-// An error is logged as "stream failed", at level debug if the client has gone,
+// was sent for 15 seconds. The stream ends when serve returns, and clients
+// reconnect; at a drain they are told to do that after a random time from 1 to 10
+// seconds. An error is logged as "stream failed", at level debug if the client has gone,
 // and its text is never sent. For a HEAD request serve is not called. SSEHandler
 // panics if serve is nil.
 func SSEHandler(serve func(s *SSEStream, r *http.Request) error) http.Handler {

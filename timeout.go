@@ -118,8 +118,8 @@ func FastTimeout(d time.Duration) Middleware {
 // Nothing is buffered: until then writes and flushes go straight through,
 // informational replies and sendfile too. The connection's write deadline is
 // moved to 5 seconds after the timeout where the server's WriteTimeout is
-// sooner, so that the reply for a late handler is delivered. Whoever hijacks
-// the connection ends the timeout.
+// sooner, so that the reply for a late handler is delivered. Hijacking the
+// connection ends the timeout.
 //
 // The handler runs on a goroutine of its own unless Fast is set. A panic there
 // is taken to the serving goroutine, with its value and stack, where [Recovery]
