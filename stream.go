@@ -1020,9 +1020,9 @@ func (s *SSEStream) Done() <-chan struct{} { return s.reply.Done() }
 // and has serve fill it. While serve runs, a comment is sent whenever nothing
 // was sent for 15 seconds. The stream ends when serve returns, and clients
 // reconnect; at a drain they are told to do that after a random time from 1 to 10
-// seconds. An error is logged as "stream failed", at level debug if the client has gone,
-// and its text is never sent. For a HEAD request serve is not called. SSEHandler
-// panics if serve is nil.
+// seconds. An error is logged as "stream failed", at level debug if the client
+// has gone, and its text is never sent. For a HEAD request serve is not called.
+// SSEHandler panics if serve is nil.
 func SSEHandler(serve func(s *SSEStream, r *http.Request) error) http.Handler {
 	if serve == nil {
 		panic("conduit: SSEHandler: serve is nil")

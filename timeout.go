@@ -96,10 +96,11 @@ func Timeout(d time.Duration) Middleware {
 
 // FastTimeout is [Timeout] without the goroutine that it starts for each
 // request, at less than half the cost. It answers at the same moment, but it
-// cannot leave a handler behind: the connection, or the HTTP/2 stream, is free
-// only when the handler returns, a started reply on HTTP/1 is cut only then,
-// and on HTTP/1 a timeout closes the connection. It suits handlers that heed
-// their context. It panics unless d is positive.
+// cannot leave a handler behind. On HTTP/1 a timeout closes the connection when
+// the handler returns, and a started reply is cut only then. On HTTP/2 the reply
+// is delivered, but its stream ends when the handler returns, or a second after
+// the timeout with a reset, which clients take for an error. It suits handlers
+// that heed their context. It panics unless d is positive.
 func FastTimeout(d time.Duration) Middleware {
 	return TimeoutWith(&TimeoutConfig{Duration: d, Fast: true})
 }
