@@ -165,8 +165,8 @@ type Config struct {
 	// Database, when it is set, is applied by [New].
 	Database *DatabaseConfig
 
-	// Logger gets what the server and the middleware have to say; nil is what
-	// [slog.Default] is when [New] runs.
+	// Logger gets the log lines of the server and of all parts behind it; nil is
+	// what [slog.Default] is when [New] runs.
 	Logger *slog.Logger
 }
 
@@ -1064,7 +1064,7 @@ func runChecks(ctx context.Context, checks []func(context.Context) error) error 
 	return errors.Join(errs...)
 }
 
-// Middleware is what every part of a chain is.
+// Middleware wraps a handler in another one: what a chain is made of.
 type Middleware = func(http.Handler) http.Handler
 
 // Chain composes middleware into one: the first is the outermost, the one that

@@ -176,8 +176,8 @@ func (c *DatabaseConfig) Warm(ctx context.Context, n int) error {
 	return nil
 }
 
-// ErrPoolSaturated is the error of [DatabaseHealth] when every connection that
-// the pool may open is in use and none becomes free.
+// ErrPoolSaturated is what the error of [DatabaseHealth] wraps when every
+// connection that the pool may open is in use and none becomes free.
 var ErrPoolSaturated = errors.New("every connection of the pool is in use")
 
 // saturationWait is how long DatabaseHealth waits for a connection of a pool
@@ -192,7 +192,7 @@ const saturationWait = 250 * time.Millisecond
 // A pool whose MaxOpenConns are all in use makes PingContext wait until its
 // context ends, as if the database were down. The check waits 250 milliseconds
 // for a connection, or half of what its context has left if that is less; its
-// error is then [ErrPoolSaturated]. The database may be well: whoever would
+// error then wraps [ErrPoolSaturated]. The database may be well: whoever would
 // rather stay in rotation can tell by errors.Is.
 //
 // With a driver that has no [driver.Pinger], PingContext only looks whether

@@ -42,7 +42,7 @@ type ProfilingConfig struct {
 	Allow func(*http.Request) bool
 
 	// MaxDuration is the longest profile to record, 5 minutes by default. A
-	// request for a longer one gets 400.
+	// request for a longer one gets 400, and one without ?seconds= no more.
 	MaxDuration time.Duration
 
 	// MutexFraction is the rate for [runtime.SetMutexProfileFraction] until
