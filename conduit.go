@@ -154,7 +154,8 @@ type Config struct {
 	// TLSConfig is cloned and completed. With it the server speaks TLS, with
 	// the certificates it brings or those of CertFile, which win. Without
 	// CipherSuites it gets Go's secure ones less those in CBC mode. What its
-	// GetConfigForClient returns is completed in the same way.
+	// GetConfigForClient returns is completed in the same way, but needs
+	// NextProtos of its own for HTTP/2.
 	TLSConfig *tls.Config
 
 	// MinTLSVersion is the oldest version of TLS to accept, tls.VersionTLS12
