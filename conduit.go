@@ -154,8 +154,7 @@ type Config struct {
 	// TLSConfig is cloned and completed. With it the server speaks TLS, with
 	// the certificates it brings or those of CertFile, which win. Without
 	// CipherSuites it gets Go's secure ones less those in CBC mode. What its
-	// GetConfigForClient returns is completed in the same way, but needs
-	// NextProtos of its own for HTTP/2.
+	// GetConfigForClient returns is completed in the same way.
 	TLSConfig *tls.Config
 
 	// MinTLSVersion is the oldest version of TLS to accept, tls.VersionTLS12
@@ -353,18 +352,18 @@ func New(cfg *Config) (*Server, error) {
 		ErrorLog:          log.New(errorLog{c.Logger}, "", 0),
 	}
 	if certs != nil || c.TLSConfig != nil {
-		s.http.TLSConfig = serverTLSConfig(c.TLSConfig, certs, c.MinTLSVersion)
+		s.http.TLSConfig = c.completeTLS(c.TLSConfig, certs)
 	}
 	return s, nil
 }
 
-// serverTLSConfig completes a clone of base, which may be nil.
-func serverTLSConfig(base *tls.Config, certs *certificateFiles, minVersion uint16) *tls.Config {
+// completeTLS completes a clone of base, which may be nil.
+func (c *Config) completeTLS(base *tls.Config, certs *certificateFiles) *tls.Config {
 	t := &tls.Config{}
 	if base != nil {
 		t = base.Clone()
 	}
-	t.MinVersion = max(t.MinVersion, minVersion)
+	t.MinVersion = max(t.MinVersion, c.MinTLSVersion)
 	if certs != nil {
 		t.Certificates = nil
 		t.GetCertificate = certs.get
@@ -375,7 +374,11 @@ func serverTLSConfig(base *tls.Config, certs *certificateFiles, minVersion uint1
 			if err != nil || forClient == nil {
 				return nil, err
 			}
-			return serverTLSConfig(forClient, certs, minVersion), nil
+			forClient = c.completeTLS(forClient, certs)
+			if forClient.NextProtos == nil && c.EnableHTTP2 { // net/http sees to those of t alone
+				forClient.NextProtos = []string{"h2", "http/1.1"}
+			}
+			return forClient, nil
 		}
 	}
 	if t.CipherSuites == nil {

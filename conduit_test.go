@@ -470,6 +470,29 @@ func TestMinTLSVersionIsKept(t *testing.T) {
 	}
 }
 
+func TestConfigForClientSpeaksHTTP2(t *testing.T) {
+	cert := testCertificate()
+	for _, enabled := range []bool{true, false} {
+		for _, protos := range [][]string{nil, {"http/1.1"}} {
+			addr := strings.TrimPrefix(serve(t, newServer(t, &conduit.Config{
+				Handler:     http.NotFoundHandler(),
+				EnableHTTP2: enabled,
+				TLSConfig: &tls.Config{GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
+					return &tls.Config{Certificates: []tls.Certificate{cert.pair}, NextProtos: protos}, nil
+				}},
+			})), "http://")
+			conn, err := tls.Dial("tcp", addr, &tls.Config{RootCAs: cert.pool, ServerName: "conduit.test", NextProtos: []string{"h2", "http/1.1"}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			conn.Close()
+			if got := conn.ConnectionState().NegotiatedProtocol; (got == "h2") != (enabled && protos == nil) {
+				t.Errorf("EnableHTTP2 %v, NextProtos %q: got %q", enabled, protos, got)
+			}
+		}
+	}
+}
+
 func TestCertificateFilesWinAndAreReadAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		first, second, third := newCertificate(t, "first.test"), newCertificate(t, "second.test"), newCertificate(t, "third.test")
@@ -2936,6 +2959,25 @@ type observedListener struct {
 func (l *observedListener) SetDeadline(deadline time.Time) error {
 	l.once.Do(func() { close(l.stopping) })
 	return l.TCPListener.SetDeadline(deadline)
+}
+
+func TestRunIsForOnce(t *testing.T) {
+	g := conduit.NewGracefulShutdown(newServer(t, &conduit.Config{Handler: textHandler("ok")}), &conduit.ShutdownConfig{Delay: -1, Signals: []os.Signal{}})
+	g.Shutdown()
+	if err := g.Run(t.Context(), newPipeListener()); err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := g.Run(t.Context(), l); err == nil || !strings.Contains(err.Error(), "was called before") {
+		t.Errorf("a second Run: %v, want an error", err)
+	}
+	if conn, err := net.Dial("tcp", l.Addr().String()); err == nil {
+		conn.Close()
+		t.Error("a second Run has left its listener open")
+	}
 }
 
 func TestShutdownGoesThroughItsPhases(t *testing.T) {

@@ -168,7 +168,7 @@ func (g *GracefulShutdown) Start() error {
 // ends, Shutdown is called or the server stops for another reason. It shuts
 // down and returns nil after a clean end. The error joins everything that went
 // wrong: why the server could not serve, how many connections had to be cut,
-// which hooks failed. It runs once; a second call returns an error.
+// which hooks failed. It runs once; a second call returns an error. Run closes l.
 //
 // While it runs, its signals do not have the effect they have otherwise;
 // afterwards they have it again.
@@ -178,6 +178,9 @@ func (g *GracefulShutdown) Run(ctx context.Context, l net.Listener) error {
 	g.ran = true
 	g.mu.Unlock()
 	if again {
+		if l != nil {
+			l.Close()
+		}
 		return errors.New("conduit: Run: was called before")
 	}
 

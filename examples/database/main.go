@@ -76,6 +76,9 @@ type service struct {
 	replay  int    // posts that a page may have missed and is sent again
 }
 
+// handlerTimeout is how long a request may take, events left aside.
+const handlerTimeout = 30 * time.Second
+
 // startTimeout bounds what comes before the first request: connections,
 // migrations, the newest posts.
 const startTimeout = 30 * time.Second
@@ -110,7 +113,8 @@ func (s service) run(ctx context.Context, l net.Listener) error {
 		return errors.Join(err, posts.close())
 	}
 
-	g := conduit.NewGracefulShutdown(srv, nil)
+	// Long enough for a request of handlerTimeout, and the hooks.
+	g := conduit.NewGracefulShutdown(srv, &conduit.ShutdownConfig{Timeout: handlerTimeout + 10*time.Second})
 	g.RegisterHook(func(context.Context) error { return posts.close() })
 	g.RegisterHook(feed.stop)
 	g.RegisterHook(func(context.Context) error { return errors.Join(files.Close(), profiler.Close()) })
@@ -145,7 +149,7 @@ func newHandler(posts *store, feed *feed, files *conduit.FileServer, profiler *c
 		conduit.Recovery(),
 		conduit.LoggingWith(&conduit.LoggingConfig{Skip: isRoutine}),
 		conduit.TimeoutWith(&conduit.TimeoutConfig{
-			Duration: 30 * time.Second,
+			Duration: handlerTimeout,
 			Message:  `{"error":"timed out"}`,
 		}),
 		conduit.Compression(),

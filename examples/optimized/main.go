@@ -46,6 +46,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 	certFile := flags.String("tls-cert", "", "`file` with the certificate chain, which turns on TLS")
 	keyFile := flags.String("tls-key", "", "`file` with the certificate's private key")
 	h2c := flags.Bool("h2c", false, "accept HTTP/2 in cleartext, from a proxy that speaks it")
+	delay := flags.Duration("delay", 500*time.Millisecond, "how long to serve on, while clients and proxies leave, before a stop; 5s behind a load balancer")
 	debugAddress := flags.String("debug-addr", "", "`address` to serve profiles on as well, on 127.0.0.1 if it has no host: a port that no proxy is in front of")
 	switch err := flags.Parse(args); {
 	case errors.Is(err, flag.ErrHelp):
@@ -75,7 +76,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 		return 1
 	}
 
-	g := conduit.NewGracefulShutdown(srv, nil)
+	g := conduit.NewGracefulShutdown(srv, newShutdownConfig(*delay))
 	if *debugAddress != "" {
 		profiling, err := startProfiling(*debugAddress)
 		if err != nil {
@@ -98,6 +99,19 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 		return 1
 	}
 	return 0
+}
+
+// handlerTimeout is how long a request may take, streams left aside.
+const handlerTimeout = 30 * time.Second
+
+// newShutdownConfig has a stop wait for any request that may be open.
+func newShutdownConfig(delay time.Duration) *conduit.ShutdownConfig {
+	cfg := conduit.DefaultShutdownConfig()
+	cfg.Timeout = max(delay, 0) + handlerTimeout + cfg.HookTimeout + time.Second
+	if cfg.Delay = delay; delay == 0 {
+		cfg.Delay = -1 // none: 0 would be the default
+	}
+	return cfg
 }
 
 // startProfiling returns a server of profiles that serves already.
@@ -138,7 +152,7 @@ func newHandler(posts *store, files *conduit.FileServer) http.Handler {
 		conduit.Recovery(),
 		conduit.LoggingWith(&conduit.LoggingConfig{Skip: isRoutine}),
 		conduit.TimeoutWith(&conduit.TimeoutConfig{
-			Duration: 30 * time.Second,
+			Duration: handlerTimeout,
 			Message:  `{"error":"timed out"}`,
 		}),
 		conduit.Compression(),

@@ -492,6 +492,18 @@ func TestRunServesUntilItIsStopped(t *testing.T) {
 }
 
 // The address of the profiles is in the log, and they end with the service.
+func TestStopLeavesARequestItsTime(t *testing.T) {
+	for delay, want := range map[time.Duration]time.Duration{-1: -1, 0: -1, time.Second: time.Second, time.Minute: time.Minute} {
+		cfg := newShutdownConfig(delay)
+		if left := cfg.Timeout - max(cfg.Delay, 0) - cfg.HookTimeout; left <= handlerTimeout {
+			t.Errorf("-delay %v leaves %v for a request that may take %v", delay, left, handlerTimeout)
+		}
+		if cfg.Delay != want {
+			t.Errorf("-delay %v: Delay is %v, want %v", delay, cfg.Delay, want)
+		}
+	}
+}
+
 func TestRunServesProfiles(t *testing.T) {
 	keepDefaultLogger(t)
 	ctx, stop := context.WithCancel(t.Context())
@@ -575,6 +587,7 @@ func TestRunThatCannotServe(t *testing.T) {
 		{name: "key alone", args: []string{"-tls-key", missing}, status: 1, oneLine: true, want: []string{"CertFile: is required"}},
 		{name: "debug port taken", args: []string{"-addr", "127.0.0.1:0", "-debug-addr", taken.Addr().String()}, status: 1, oneLine: true, want: []string{"not started", "-debug-addr", taken.Addr().String()}},
 		{name: "debug address without port", args: []string{"-addr", "127.0.0.1:0", "-debug-addr", "localhost"}, status: 1, oneLine: true, want: []string{"not started", "-debug-addr", "missing port"}},
+		{name: "delay without a unit", args: []string{"-delay", "5"}, status: 2, want: []string{"-delay", "Usage"}},
 		{name: "unknown flag", args: []string{"-verbose"}, status: 2, want: []string{"-verbose", "Usage"}},
 		{name: "argument", args: []string{"start"}, status: 2, want: []string{`"start"`, "Usage"}},
 		{name: "help", args: []string{"-h"}, status: 0, want: []string{"Usage", "-tls-cert"}},
