@@ -17,7 +17,7 @@ import (
 type audience struct {
 	addr    string
 	conns   []net.Conn
-	missing atomic.Int64 // how many have not, since the last publish
+	missing atomic.Int64 // events that they have not seen yet, of the last publish
 	all     chan struct{}
 	readers sync.WaitGroup
 	heard   func(client int, p []byte) // for a test, what each client reads
@@ -61,9 +61,9 @@ func (a *audience) close() {
 	a.readers.Wait()
 }
 
-// read looks for lastData, which may come in two pieces.
+// read counts events by their data, which may come in two pieces.
 func (a *audience) read(client int, conn net.Conn) {
-	mark := []byte(lastData)
+	mark := []byte(eventData)
 	buf := make([]byte, 32<<10)
 	kept := 0
 	for {
@@ -75,8 +75,8 @@ func (a *audience) read(client int, conn net.Conn) {
 			a.heard(client, buf[kept:kept+n])
 		}
 		text := buf[:kept+n]
-		for range bytes.Count(text, mark) {
-			if a.missing.Add(-1) == 0 {
+		if n := int64(bytes.Count(text, mark)); n > 0 {
+			if left := a.missing.Add(-n); left <= 0 && left+n > 0 {
 				select {
 				case a.all <- struct{}{}:
 				default:
@@ -90,10 +90,10 @@ func (a *audience) read(client int, conn net.Conn) {
 	}
 }
 
-var errNotAll = errors.New("not every client has seen the last event")
+var errNotAll = errors.New("not every client has seen every event")
 
 // publish has the server publish n events, and waits until every client has
-// seen the last one.
+// seen all of them.
 func (a *audience) publish(ctx context.Context, n int, patience time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
@@ -101,7 +101,7 @@ func (a *audience) publish(ctx context.Context, n int, patience time.Duration) e
 	case <-a.all: // of one that nobody waited for any longer
 	default:
 	}
-	a.missing.Store(int64(len(a.conns)))
+	a.missing.Store(int64(n * len(a.conns)))
 	req, err := http.NewRequestWithContext(ctx, "POST", fmt.Sprintf("http://%s/publish?n=%d", a.addr, n), nil)
 	if err != nil {
 		return err

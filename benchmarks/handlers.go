@@ -81,10 +81,6 @@ func (s *site) serveSSE(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// lastData is the data of the last one of the events that one request
-// publishes, for which the client waits.
-const lastData = "the last of them"
-
 // servePublish returns the handler that publishes as many events to all
 // clients as the query's n says.
 func servePublish(publish func(event) error) http.HandlerFunc {
@@ -95,12 +91,8 @@ func servePublish(publish func(event) error) http.HandlerFunc {
 			http.Error(w, "n is no number", http.StatusBadRequest)
 			return
 		}
-		for i := range n {
-			e := event{id: strconv.FormatInt(sequence.Add(1), 10), name: "tick", data: `{"price":19.99}`}
-			if i == n-1 {
-				e.data = lastData
-			}
-			if err := publish(e); err != nil {
+		for range n {
+			if err := publish(event{id: strconv.FormatInt(sequence.Add(1), 10), name: "tick", data: eventData}); err != nil {
 				http.Error(w, err.Error(), http.StatusInternalServerError)
 				return
 			}

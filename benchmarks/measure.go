@@ -15,7 +15,7 @@ import (
 )
 
 const (
-	listeners       = 1000   // clients of the fan-out
+	fanOutClients   = 1000
 	openConnections = 10_000 // of which the memory is measured
 )
 
@@ -75,7 +75,7 @@ func (m *measurer) measureFanOut(ctx context.Context, p *process, r *route) (sam
 	if err != nil {
 		return sample{}, err
 	}
-	a, err := newAudience(ctx, p.addr, listeners, nil)
+	a, err := newAudience(ctx, p.addr, fanOutClients, nil)
 	if err != nil {
 		return sample{}, err
 	}
@@ -85,7 +85,7 @@ func (m *measurer) measureFanOut(ctx context.Context, p *process, r *route) (sam
 	}
 	return p.during(func() (int64, error) {
 		var events int64
-		for begin := time.Now(); time.Since(begin) < m.seconds; events += int64(n) * listeners {
+		for begin := time.Now(); time.Since(begin) < m.seconds; events += int64(n) * fanOutClients {
 			if err := a.publish(ctx, n, 20*time.Second); err != nil {
 				return 0, err
 			}
@@ -208,7 +208,7 @@ func enoughFiles(r *route) error {
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
 		return err
 	}
-	need := map[kind]uint64{requests: 100, fanOut: listeners + 100, connections: openConnections + 100}[r.kind]
+	need := map[kind]uint64{requests: 100, fanOut: fanOutClients + 100, connections: openConnections + 100}[r.kind]
 	if limit.Cur < need {
 		return fmt.Errorf("%s needs %d file descriptors and the limit is %d: raise it with ulimit -n %d", r.name, need, limit.Cur, need)
 	}

@@ -29,6 +29,7 @@ const (
 	textType  = "text/plain; charset=utf-8"
 
 	streamLength = 1000 // elements of the JSON stream, events of the SSE one
+	eventData    = `{"price":19.99}`
 )
 
 // site is what all peers serve: the values behind the replies, and a directory
@@ -93,7 +94,7 @@ func openSite(dir string) *site {
 	}
 	for i := range streamLength {
 		s.elements = append(s.elements, element{ID: i, Name: "item " + strconv.Itoa(i), Price: 19.99})
-		s.events = append(s.events, event{id: strconv.Itoa(i), name: "tick", data: `{"price":19.99}`})
+		s.events = append(s.events, event{id: strconv.Itoa(i), name: "tick", data: eventData})
 	}
 	return s
 }
