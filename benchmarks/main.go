@@ -78,7 +78,7 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		fmt.Fprintln(stderr, "benchmarks:", err)
 		return 2
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
 	pinned := o.pin(stderr)
 	if err := chosen.measure(ctx, &o); err != nil {
@@ -112,7 +112,7 @@ func (o *options) serveOne(stdin io.Reader, stdout io.Writer) error {
 // choose returns results, still empty, for the routes and peers that the flags
 // ask for.
 func (o *options) choose() (*results, error) {
-	if o.rounds < 1 || o.seconds <= 0 || o.seconds > 60 {
+	if o.rounds < 1 || !(o.seconds > 0 && o.seconds <= 60) { // NaN is neither
 		return nil, errors.New("-rounds must be at least 1, and -seconds more than 0 and at most 60")
 	}
 	ofRoutes, err := regexp.Compile(o.routes)

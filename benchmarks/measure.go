@@ -45,6 +45,9 @@ func (m *measurer) measure(ctx context.Context, p *process, r *route) (sample, e
 	case connections:
 		s, err = m.measureConnections(ctx, p.peer, r)
 	}
+	if err == nil {
+		err = ctx.Err() // or one that was cut short would count
+	}
 	if err != nil {
 		return sample{}, fmt.Errorf("%s by %s: %w", r.name, p.peer.name, err)
 	}

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -34,6 +35,12 @@ func serveNginx(s *site, l, secure net.Listener) (*service, error) {
 	config := filepath.Join(dir, "nginx.conf")
 	text := strings.NewReplacer("DIR", dir, "SECURE", secureAddr, "ADDR", addr).Replace(nginxConfig)
 	if err := os.WriteFile(config, []byte(text), 0o644); err != nil {
+		return nil, err
+	}
+	// A child gets the soft limit of files that this process was started with,
+	// 1,024 as a rule, unless it is set here.
+	var files syscall.Rlimit
+	if err := errors.Join(syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files), syscall.Setrlimit(syscall.RLIMIT_NOFILE, &files)); err != nil {
 		return nil, err
 	}
 	var stderr strings.Builder
@@ -66,7 +73,6 @@ func serveNginx(s *site, l, secure net.Listener) (*service, error) {
 const nginxConfig = `
 daemon off;
 master_process off;
-worker_rlimit_nofile 20000;
 pid DIR/nginx.pid;
 error_log DIR/error.log;
 events { worker_connections 20000; }

@@ -74,13 +74,19 @@ func (p *process) stop() {
 
 func (p *process) ask(question string) (string, error) {
 	if _, err := fmt.Fprintln(p.questions, question); err != nil {
-		return "", fmt.Errorf("%s has gone: %s", p.peer.name, firstLine(p.stderr.String()))
+		return "", p.hasGone()
 	}
 	answer, err := p.answers.ReadString('\n')
 	if err != nil {
-		return "", fmt.Errorf("%s has gone: %s", p.peer.name, firstLine(p.stderr.String()))
+		return "", p.hasGone()
 	}
 	return strings.TrimSpace(answer), nil
+}
+
+// hasGone waits for the process, because only then all that it said is there.
+func (p *process) hasGone() error {
+	p.stop()
+	return fmt.Errorf("%s has gone: %s", p.peer.name, firstLine(p.stderr.String()))
 }
 
 // processorTime returns how long the server has run until now.

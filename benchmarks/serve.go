@@ -20,9 +20,9 @@ import (
 // below dir: it says where it serves, in a line with two addresses and the number of the process, and then
 // answers questions, a line each, until they end.
 func serve(p *peer, dir string, in io.Reader, out io.Writer) error {
-	// An interrupt at the terminal comes to all processes. This one ends when
-	// the runner has no more questions.
-	signal.Ignore(os.Interrupt)
+	// An interrupt at the terminal, or its end, comes to all processes. This one
+	// ends when the runner has no more questions.
+	signal.Ignore(os.Interrupt, syscall.SIGHUP)
 	l, secure, err := listen()
 	if err != nil {
 		return err
