@@ -5,7 +5,9 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"maps"
 	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strconv"
 	"strings"
@@ -78,6 +80,56 @@ func TestPeersPublishTheSame(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestCheckSeesWhatDiffers has replies that differ from what is wanted in one
+// thing.
+func TestCheckSeesWhatDiffers(t *testing.T) {
+	s, err := newSite(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	peer := newNetHTTPHandler(s, gzipByHand)
+	for _, c := range []struct {
+		route, why string // why is what the error must say, none if empty
+		change     func(res *httptest.ResponseRecorder)
+	}{
+		{"text", "", func(*httptest.ResponseRecorder) {}},
+		{"text", "status 500", func(res *httptest.ResponseRecorder) { res.Code = 500 }},
+		{"text", "Content-Type", func(res *httptest.ResponseRecorder) { res.Header().Set("Content-Type", "text/html") }},
+		{"text", "body", func(res *httptest.ResponseRecorder) { res.Body.Bytes()[0]++ }},
+		{"text", "Content-Encoding", func(res *httptest.ResponseRecorder) { res.Header().Set("Content-Encoding", "gzip") }},
+		{"text_h2", "answered by HTTP/1.1", func(*httptest.ResponseRecorder) {}},
+		{"json_array", "", func(*httptest.ResponseRecorder) {}},
+		{"json_array", "body", func(res *httptest.ResponseRecorder) { res.Body.Bytes()[len("[{")]++ }},
+		{"chain", "X-Request-Id", func(res *httptest.ResponseRecorder) { res.Header().Del("X-Request-Id") }},
+		{"gzip", "", func(*httptest.ResponseRecorder) {}},
+		{"gzip", "Vary", func(res *httptest.ResponseRecorder) { res.Header().Del("Vary") }},
+		{"gzip", "Content-Encoding identity", func(res *httptest.ResponseRecorder) {
+			res.Header().Del("Content-Encoding")
+			res.Body = bytes.NewBuffer(s.document)
+		}},
+		{"gzip", "EOF", func(res *httptest.ResponseRecorder) { res.Body.Truncate(res.Body.Len() - 1) }},
+		{"not_modified", "no ETag", func(res *httptest.ResponseRecorder) { res.Header().Del("Last-Modified") }},
+		{"sse", "", func(*httptest.ResponseRecorder) {}},
+		{"sse", "999 events", func(res *httptest.ResponseRecorder) { res.Body.Next(bytes.Index(res.Body.Bytes(), []byte("\n\n"))) }},
+	} {
+		srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			res := httptest.NewRecorder()
+			peer.ServeHTTP(res, r)
+			c.change(res)
+			maps.Copy(w.Header(), res.Header())
+			w.WriteHeader(res.Code)
+			w.Write(res.Body.Bytes())
+		}))
+		list := routes()
+		r := &list[slices.IndexFunc(list, func(r route) bool { return r.name == c.route })]
+		_, err := check(t.Context(), srv.URL, r, s)
+		srv.Close()
+		if (err == nil) != (c.why == "") || err != nil && !strings.Contains(err.Error(), c.why) {
+			t.Errorf("%s: got error %v, want %q", c.route, err, c.why)
+		}
 	}
 }
 

@@ -47,13 +47,7 @@ func (res *results) writeTargets(w io.Writer) {
 			res.formatAgainst(r, []string{"chi", "echo", "gin"}),
 			strings.Trim(res.formatAgainst(r, []string{"ready"})+"; "+res.formatAgainst(r, []string{"go_sse"}), "-; "),
 		}
-		verdict := ""
-		if missed := res.missed(r); len(missed) > 0 {
-			verdict = "**missed**: " + strings.Join(missed, ", ")
-		} else if len(r.targets) > 0 {
-			verdict = "ok"
-		}
-		fmt.Fprintf(w, "| %s | %s | %s | %s | %s |\n", r.title, byHand, r.formatCost(ours), strings.Join(cells, " | "), verdict)
+		fmt.Fprintf(w, "| %s | %s | %s | %s | %s |\n", r.title, byHand, r.formatCost(ours), strings.Join(cells, " | "), res.verdict(r))
 	}
 }
 
@@ -76,17 +70,28 @@ func (res *results) formatAgainst(r *route, against []string) string {
 	return text
 }
 
-// missed returns what Conduit should have reached on r and has not.
-func (res *results) missed(r *route) []string {
+// verdict says whether Conduit has reached what it should on r, and what not.
+func (res *results) verdict(r *route) string {
+	verdict := ""
+	if len(r.targets) > 0 {
+		verdict = "ok"
+	}
 	var missed []string
 	for _, t := range r.targets {
 		ratio, best, ok := res.worst(r, "conduit", t.against)
+		if !ok {
+			verdict = "not all measured"
+			continue
+		}
 		// As precise as the table is.
-		if ok && math.Round(100*ratio) < math.Round(100*t.atLeast) {
+		if math.Round(100*ratio) < math.Round(100*t.atLeast) {
 			missed = append(missed, fmt.Sprintf("%s of %s to %s", formatRatio(ratio), formatRatio(t.atLeast), res.title(best)))
 		}
 	}
-	return missed
+	if len(missed) > 0 {
+		verdict = "**missed**: " + strings.Join(missed, ", ")
+	}
+	return verdict
 }
 
 // writePeers writes a row for each route and a column for each peer.
