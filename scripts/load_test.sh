@@ -22,7 +22,8 @@ Usage: scripts/load_test.sh SUBCOMMAND
   profile     a CPU profile under load; prints its top
   targets     measures and judges: throughput of 30,000 req/s, p50 < 5 ms,
               p95 < 10 ms, p99 < 50 ms, less than 500 MB with $many
-              connections, less than 80 % CPU at the rate
+              connections, less than 80 % CPU at the rate; latencies and
+              CPU are those of wrk where vegeta cannot send as much
   all         all of them
 
 From the environment:
@@ -57,13 +58,15 @@ main() {
 	esac
 	[ $# -eq 1 ] || die "unexpected argument '$2' (see --help)"
 	read_environment "$1"
+	# 1 is for a target that was missed; what fails otherwise is no measurement.
+	set -E
+	trap 'exit 2' ERR
 	tmp=$(mktemp -d)
 	trap clean_up EXIT
 	trap 'exit 130' INT
 	trap 'exit 143' TERM
-	# 1 is for a target that was missed; what fails otherwise is no measurement.
-	set -E
-	trap 'exit 2' ERR
+	# Progress is for whoever started this, also where errors are kept.
+	exec 3>&2
 	"run_$1"
 }
 
@@ -135,12 +138,14 @@ attend() {
 	ticker=$started
 	wait "$command" || rc=$?
 	stop "$ticker"
-	[ ! -t 2 ] || printf '\r\033[K' >&2
+	[ ! -t 3 ] || printf '\r\033[K' >&3
 	return "$rc"
 }
 
+# stop ends what start has started. TERM would not do: a function that has only
+# just been started has this shell's traps still, and would clean up.
 stop() {
-	kill -TERM -- "-$1" 2>/dev/null || true
+	kill -KILL -- "-$1" 2>/dev/null || true
 	wait "$1" 2>/dev/null || true
 }
 
@@ -150,10 +155,10 @@ tick() {
 	local second
 	for ((second = 1; ; second++)); do
 		sleep 1
-		if [ -t 2 ]; then
-			printf '\r\033[K%s: %d of %d s' "$1" "$second" "$2" >&2
+		if [ -t 3 ]; then
+			printf '\r\033[K%s: %d of %d s' "$1" "$second" "$2" >&3
 		elif [ $((second % 10)) = 0 ]; then
-			printf '%s: %d of %d s\n' "$1" "$second" "$2" >&2
+			printf '%s: %d of %d s\n' "$1" "$second" "$2" >&3
 		fi
 	done
 }
@@ -359,6 +364,7 @@ run_profile() {
 	sleep 0.5
 	attend 'CPU profile' "$duration" curl -sS -k -f -o "$file" --max-time $((duration + 30)) "$origin/debug/pprof/profile?seconds=$duration" ||
 		die "no profile from $origin/debug/pprof/profile?seconds=$duration"
+	kill -0 "$load" 2>/dev/null || die "wrk ended early: $url was not under load all the time"
 	stop "$load"
 	go tool pprof -top -nodecount=30 "$file"
 	echo "profile: $file (go tool pprof -http : $file)"
@@ -373,8 +379,7 @@ run_targets() {
 	need_wrk
 	need_vegeta
 	server_or_example
-	pid=$(server_pid)
-	no_process="no process of this machine listens on port $port"
+	find_server
 	here="$(processors) processors"
 	printf '%-46s %-38s %s\n' target measured ''
 	judge_throughput
@@ -412,7 +417,7 @@ EOF
 		not_measured "$what" "$(tail -n 1 "$tmp/wrk")"
 		return
 	fi
-	full_cpu=$(percent "$before" "$(cpu_seconds)" "$duration")
+	full_cpu=$(percent_since "$before")
 	if [ "$(of_wrk errors)" != 0 ]; then
 		not_measured "$what" "$(of_wrk errors) requests failed"
 		return
@@ -432,7 +437,7 @@ judge_at_rate() {
 		reason="vegeta: $(tail -n 1 "$tmp/error")"
 		sent=0
 	else
-		cpu=$(percent "$before" "$(cpu_seconds)" "$duration")
+		cpu=$(percent_since "$before")
 		"${vegeta[@]}" report -type json "$tmp/results" >"$tmp/report"
 		sent=$(of_vegeta rate)
 		sent=${sent%.*}
@@ -485,8 +490,13 @@ cpu_seconds() {
 		die "process $pid, the server, has gone"
 }
 
-# percent prints how much of all processors that is.
-percent() { awk -v a="$1" -v b="$2" -v s="$3" -v n="$(processors)" 'BEGIN { printf "%.0f", 100 * (b - a) / s / n }'; }
+# percent_since prints how much of all processors the server has had for
+# duration, since cpu_seconds printed what is given.
+percent_since() {
+	local now
+	now=$(cpu_seconds)
+	awk -v a="$1" -v b="$now" -v s="$duration" -v n="$(processors)" 'BEGIN { printf "%.0f", 100 * (b - a) / s / n }'
+}
 
 # of_vegeta prints a number of vegeta's report.
 of_vegeta() { sed -nE "s/.*\"$1\":([0-9.]+).*/\1/p" "$tmp/report"; }
@@ -507,17 +517,20 @@ judge_memory() {
 		return
 	fi
 	start watch_memory "$pid"
-	local watcher=$started
-	attend "$many connections" "$((duration + 5))" wrk -t "$(threads "$many")" -c "$many" -d "$((duration + 5))s" --timeout 30s "$url" >"$tmp/wrk" 2>&1 || true
+	local watcher=$started rc=0 kilobytes connections
+	attend "$many connections" "$((duration + 5))" wrk -t "$(threads "$many")" -c "$many" -d "$((duration + 5))s" --timeout 30s "$url" >"$tmp/wrk" 2>&1 || rc=$?
 	stop "$watcher"
-	local kilobytes connections
+	if [ "$rc" != 0 ]; then
+		not_measured "$what" "$(tail -n 1 "$tmp/wrk")"
+		return
+	fi
 	if ! read -r kilobytes connections <"$tmp/memory"; then
 		not_measured "$what" "process $pid has gone"
 		return
 	fi
 	# The server has a few files besides.
 	if [ "$connections" -lt "$many" ]; then
-		not_measured "$what" "no more than $connections were open: $(tail -n 1 "$tmp/wrk")"
+		not_measured "$what" "no more than $connections were open at a time"
 		return
 	fi
 	local megabytes=$((kilobytes * 1024 / 1000000))
@@ -538,22 +551,30 @@ watch_memory() {
 	done
 }
 
-# server_pid prints the number of the process of this machine that listens on
-# port, or nothing.
-server_pid() {
+# find_server sets pid to the number of the process of this machine that listens
+# on port, or no_process to why there is none to look at.
+find_server() {
+	pid=
+	no_process="no process of this machine listens on port $port"
 	[ -r /proc/net/tcp ] || return 0
 	if [ -n "$server" ]; then
-		echo "$server"
+		pid=$server
 		return
 	fi
 	case $host in
 	127.* | localhost | \[::1\]) ;;
 	*) return 0 ;;
 	esac
-	local inode
-	inode=$(awk -v port="$(printf ':%04X' "$port")" '$4 == "0A" && substr($2, length($2) - 4) == port { print $10; exit }' /proc/net/tcp /proc/net/tcp6)
-	[ -n "$inode" ] || return 0
-	find /proc/[0-9]*/fd -lname "socket:\[$inode\]" 2>/dev/null | cut -d / -f 3 | head -n 1 || true
+	local inode inodes pids
+	inodes=$(awk -v port="$(printf ':%04X' "$port")" '$4 == "0A" && substr($2, length($2) - 4) == port { print $10 }' /proc/net/tcp /proc/net/tcp6 2>/dev/null || true)
+	pids=$(for inode in $inodes; do
+		find /proc/[0-9]*/fd -lname "socket:\[$inode\]" 2>/dev/null || true
+	done | cut -d / -f 3 | sort -u)
+	if [ "$(wc -w <<<"$pids")" -gt 1 ]; then
+		no_process="several processes listen on port $port"
+		return
+	fi
+	pid=$pids
 }
 
 run_all() {
