@@ -32,10 +32,12 @@ func serveChi(s *site, l, secure net.Listener) (*service, error) {
 		r.Use(middleware.Compress(5))
 		r.Get("/chain", serveText)
 	})
+	files := http.StripPrefix("/static", http.FileServer(http.Dir(s.dir)))
+	r.Handle("/static/*", files) // Compress would take sendfile from the large one
 	r.Group(func(r chi.Router) {
 		r.Use(middleware.Compress(5))
 		r.Get("/document", s.serveDocument)
-		r.Handle("/static/*", http.StripPrefix("/static", http.FileServer(http.Dir(s.dir))))
+		r.Handle("/static/script.js", files)
 	})
 	r.Get("/stream", s.serveStreamFlushed)
 	r.Get("/sse", s.serveSSE)
