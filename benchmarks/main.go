@@ -42,6 +42,7 @@ type options struct {
 	serve, dir string
 	address    string
 	restarts   uint
+	attackers  uint
 }
 
 // run returns the exit status: 0 when all was measured, 2 for flags that make
@@ -61,6 +62,7 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	flags.StringVar(&o.dir, "dir", "", "`directory` for the files of -serve")
 	flags.StringVar(&o.address, "address", "", "`address` for -serve, for an instance to restart")
 	flags.UintVar(&o.restarts, "restarts", 0, "only restart two instances behind each proxy so `often`, under load")
+	flags.UintVar(&o.attackers, "attackers", 0, "only attack servers slowly, with so `many` connections")
 	switch err := flags.Parse(args); {
 	case errors.Is(err, flag.ErrHelp):
 		return 0
@@ -81,6 +83,13 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	defer stop()
 	if o.restarts > 0 {
 		if err := measureRestarts(ctx, int(o.restarts), stdout); err != nil {
+			fmt.Fprintln(stderr, "benchmarks:", err)
+			return 1
+		}
+		return 0
+	}
+	if o.attackers > 0 {
+		if err := measureAttacks(ctx, int(o.attackers), stdout); err != nil {
 			fmt.Fprintln(stderr, "benchmarks:", err)
 			return 1
 		}
@@ -115,7 +124,7 @@ func (o *options) serveOne(stdin io.Reader, stdout io.Writer) error {
 	if o.address != "" {
 		return serveInstance(o.serve, o.address, o.dir)
 	}
-	for _, p := range peers() {
+	for _, p := range append(peers(), attackedPeers()...) {
 		if p.name == o.serve {
 			return serve(&p, o.dir, stdin, stdout)
 		}
