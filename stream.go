@@ -602,9 +602,23 @@ func JSONHandler[T any](items func(*http.Request) iter.Seq2[T, error]) http.Hand
 		}
 		logStreamFailure(r, err)
 		if s == nil || !s.reply.started {
-			http.Error(w, http.StatusText(http.StatusInternalServerError), http.StatusInternalServerError)
+			replyForStream(w, r)
 		}
 	})
+}
+
+// replyForStream answers for a stream that has failed before it began. To a
+// client that has gone nothing is said, nor is a 500 logged.
+func replyForStream(w http.ResponseWriter, r *http.Request) {
+	if clientGone(r.Context()) {
+		muteReply(w)
+		return
+	}
+	http.Error(w, http.StatusText(http.StatusInternalServerError), http.StatusInternalServerError)
+}
+
+func clientGone(ctx context.Context) bool {
+	return ctx.Err() != nil && errors.Is(context.Cause(ctx), context.Canceled)
 }
 
 // logStreamFailure logs an error that nobody else gets. That clients go is not
@@ -612,7 +626,7 @@ func JSONHandler[T any](items func(*http.Request) iter.Seq2[T, error]) http.Hand
 func logStreamFailure(r *http.Request, err error) {
 	ctx := r.Context()
 	level := slog.LevelError
-	if ctx.Err() != nil && errors.Is(context.Cause(ctx), context.Canceled) {
+	if clientGone(ctx) {
 		level = slog.LevelDebug
 	}
 	Logger(ctx).LogAttrs(ctx, level, "stream failed",
@@ -1036,7 +1050,7 @@ func serveSSE(w http.ResponseWriter, r *http.Request, first []byte, serve func(*
 	s, err := newSSEStream(w, r, first)
 	if err != nil {
 		logStreamFailure(r, err)
-		http.Error(w, http.StatusText(http.StatusInternalServerError), http.StatusInternalServerError)
+		replyForStream(w, r)
 		return
 	}
 	if s.reply.head {
