@@ -5055,6 +5055,7 @@ func FuzzStaticPath(f *testing.F) {
 // for the same bytes, tag and date. Where a field is malformed the two may
 // differ, but what is sent must be what the header says.
 func FuzzStaticConditionsAndRanges(f *testing.F) {
+	f.Setenv("GODEBUG", "httpservecontentmaxranges=0") // or Go 1.27 ignores several ranges, since go.mod is older
 	const size = 300
 	content := make([]byte, size)
 	for i := range content {
