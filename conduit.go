@@ -1514,7 +1514,10 @@ func recovered(x *exchange, r *http.Request, value any) {
 // clearRepresentation removes what a header says of a body that is not sent:
 // an error in its place is neither coded nor to be kept.
 func clearRepresentation(h http.Header) {
-	for _, field := range []string{"Cache-Control", "Content-Encoding", "Content-Range", "Etag", "Last-Modified"} {
+	for _, field := range []string{"Cache-Control", "Cdn-Cache-Control", "Etag", "Expires", "Last-Modified"} {
+		delete(h, field)
+	}
+	for _, field := range untouchable {
 		delete(h, field)
 	}
 }

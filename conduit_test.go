@@ -1287,6 +1287,9 @@ func TestRecoveryAnswers500(t *testing.T) {
 						w.Header().Set("Etag", `"x"`)
 						w.Header().Set("Content-Encoding", "gzip")
 						w.Header().Set("Content-Length", "5000")
+						w.Header().Set("Expires", time.Now().Add(time.Hour).UTC().Format(http.TimeFormat))
+						w.Header().Set("CDN-Cache-Control", "max-age=3600")
+						w.Header().Set("Content-Digest", "sha-256=:x:")
 						tt.end()
 					}))
 					url := p.serve(t, p.server(t, &conduit.Config{Logger: logs.logger(), Handler: h}))
@@ -1302,7 +1305,7 @@ func TestRecoveryAnswers500(t *testing.T) {
 					if res.StatusCode != 500 || string(body) != "Internal Server Error\n" {
 						t.Errorf("got %d %q, want a plain 500", res.StatusCode, body)
 					}
-					for _, field := range []string{"Cache-Control", "Etag", "Content-Encoding"} {
+					for _, field := range []string{"Cache-Control", "CDN-Cache-Control", "Expires", "Etag", "Content-Encoding", "Content-Digest"} {
 						if v := res.Header.Get(field); v != "" {
 							t.Errorf("%s: %s is left of the reply that never was", field, v)
 						}
