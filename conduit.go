@@ -1303,7 +1303,7 @@ func (x *exchange) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 
 // begin notes that the header is about to be written with this status.
 func (x *exchange) begin(status int) {
-	if x.status == 0 {
+	if x.status == 0 && !x.hijacked { // or nothing is written
 		x.status = status
 		x.announceClose(status)
 	}

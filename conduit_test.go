@@ -1493,6 +1493,14 @@ func TestLogOfWhatHasNoReply(t *testing.T) {
 			}
 			conn.Close()
 		}, 101, nil},
+		{"error after a hijack", []conduit.Middleware{conduit.Recovery(), conduit.Logging()}, func(w http.ResponseWriter, _ *http.Request) {
+			conn, _, err := w.(http.Hijacker).Hijack()
+			if err != nil {
+				panic(err)
+			}
+			conn.Close()
+			http.Error(w, "goes nowhere", http.StatusInternalServerError)
+		}, 101, nil},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
