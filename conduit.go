@@ -909,13 +909,26 @@ func (c *certificateFiles) refresh() {
 		return
 	}
 	c.seen = seen
-	cert, err := c.load()
+	var cert *tls.Certificate
+	err := errors.Join(refuseIrregular("CertFile", c.certFile, seen[0]), refuseIrregular("KeyFile", c.keyFile, seen[1]))
+	if err == nil {
+		cert, err = c.load()
+	}
 	if err != nil {
 		c.logger.Error("certificate not reloaded, the old one stays in service", "err", err)
 		return
 	}
 	c.current.Store(cert)
 	c.logger.Info("certificate reloaded", "file", c.certFile)
+}
+
+// refuseIrregular returns an error for what a handshake must not read, such as a
+// pipe, which may never end.
+func refuseIrregular(field, name string, info os.FileInfo) error {
+	if info == nil || info.Mode().IsRegular() {
+		return nil // to read what is not there says why
+	}
+	return fmt.Errorf("conduit: %s: %s: is not a regular file", field, name)
 }
 
 // sameFile reports whether nothing suggests that the file was replaced or

@@ -496,9 +496,16 @@ func TestConfigForClientSpeaksHTTP2(t *testing.T) {
 }
 
 func TestCertificateFilesWinAndAreReadAgain(t *testing.T) {
+	dir := t.TempDir()
+	// Whoever reads a pipe is let go, so that the test fails and does not hang.
+	rescue := time.AfterFunc(20*time.Second, func() {
+		if f, err := os.OpenFile(filepath.Join(dir, "pipe"), os.O_WRONLY|syscall.O_NONBLOCK, 0); err == nil {
+			f.Close()
+		}
+	})
+	defer rescue.Stop()
 	synctest.Test(t, func(t *testing.T) {
 		first, second, third := newCertificate(t, "first.test"), newCertificate(t, "second.test"), newCertificate(t, "third.test")
-		dir := t.TempDir()
 		certFile, keyFile := writeCertificate(t, dir, first)
 		var logs logBuffer
 		srv := newServer(t, &conduit.Config{
@@ -545,6 +552,18 @@ func TestCertificateFilesWinAndAreReadAgain(t *testing.T) {
 		if n := len(logs.find("certificate not reloaded, the old one stays in service")); n != 2 {
 			t.Errorf("%d lines about two broken pairs, want 2", n)
 		}
+		writeCertificate(t, dir, second)
+		pipe := filepath.Join(dir, "pipe")
+		if err := errors.Join(syscall.Mkfifo(pipe, 0o600), os.Remove(certFile), os.Symlink(pipe, certFile)); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(2 * time.Second)
+		want("second.test")
+		lines := logs.find("certificate not reloaded, the old one stays in service")
+		if text := fmt.Sprint(lines[len(lines)-1]["err"]); !strings.Contains(text, "CertFile") || !strings.Contains(text, "not a regular file") {
+			t.Errorf("of a pipe it says %q", text)
+		}
+		os.Remove(certFile)
 		writeCertificate(t, dir, third)
 		time.Sleep(2 * time.Second)
 		want("third.test")
