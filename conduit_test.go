@@ -11022,6 +11022,7 @@ func TestProfilingIsForThisMachine(t *testing.T) {
 		{name: "foreign host", remote: "127.0.0.1:1", host: "evil.example:8080"},
 		{name: "host that begins the same", remote: "127.0.0.1:1", host: "localhost.evil.example"},
 		{name: "host that begins with an address", remote: "127.0.0.1:1", host: "127.0.0.1.evil.example"},
+		{name: "host that begins with a name and a colon", remote: "127.0.0.1:1", host: "localhost:80.evil.example"},
 		{name: "foreign address", remote: "127.0.0.1:1", host: "192.0.2.1:8080"},
 		{name: "unspecified address", remote: "127.0.0.1:1", host: "0.0.0.0:8080"},
 		{name: "no host", remote: "127.0.0.1:1", host: ""},

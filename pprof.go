@@ -376,7 +376,7 @@ func isLocalPeer(r *http.Request) bool {
 }
 
 func isLocalHost(host string) bool {
-	if name, _, err := net.SplitHostPort(host); err == nil {
+	if name, port, err := net.SplitHostPort(host); err == nil && strings.Trim(port, "0123456789") == "" {
 		host = name
 	}
 	if strings.EqualFold(strings.TrimSuffix(host, "."), "localhost") {
