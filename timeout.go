@@ -127,6 +127,11 @@ func FastTimeout(d time.Duration) Middleware {
 // finds it; one that comes too late is logged. A handler that ignores its
 // context runs on until it returns.
 //
+// A context that a handler derives with a later deadline than the timeout's has
+// no timer of its own, as with any context. If its reply is one that outlives the
+// timeout, such as a [Stream], that deadline never comes: to bound the reply, have
+// [time.AfterFunc] call the cancel function of [context.WithCancel].
+//
 // TimeoutWith panics, naming each field, if cfg is nil, the Duration is not
 // positive or the Status is not an error.
 func TimeoutWith(cfg *TimeoutConfig) Middleware {
