@@ -9492,6 +9492,31 @@ func TestSSEBrokerReplays(t *testing.T) {
 	}
 }
 
+// The field of an id comes without the blanks at its ends.
+func TestSSEBrokerKnowsAnIDWithBlanksAtItsEnds(t *testing.T) {
+	for _, id := range []string{"x ", " x", "\tx y\t"} {
+		synctest.Test(t, func(t *testing.T) {
+			b := conduit.NewSSEBroker(nil)
+			_, client, url := streamBubble(t, http1Protocol, conduit.Config{Handler: b})
+			publish := func(id, data string) {
+				if err := b.Publish(&conduit.SSEEvent{ID: id, Data: data}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			publish(id, "0")
+			newest, _ := sseSubscribe(t, client, url, "Last-Event-ID", id)
+			synctest.Wait()
+			publish("", "1")
+			older, _ := sseSubscribe(t, client, url, "Last-Event-ID", id)
+			for name, s := range map[string]*sseReader{"newest": newest, "older": older} {
+				if got := sseData(t, s, 1); got[0] != "1" {
+					t.Errorf("%q, the %s: got %q, want what it missed", id, name, got)
+				}
+			}
+		})
+	}
+}
+
 // Two brokers, or one and its next life, share no ids.
 func TestSSEBrokerIDsAreItsOwn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

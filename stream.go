@@ -1180,8 +1180,11 @@ func (b *SSEBroker) Publish(e *SSEEvent) error {
 		id := append(make([]byte, 0, 40), b.prefix...)
 		event.ID = string(strconv.AppendUint(id, b.next, 10))
 	}
-	b.last = cmp.Or(event.ID, b.last)
-	frame := sseFrame{event.ID, event.append(make([]byte, 0, event.size()))}
+	// It comes back in a field, whose value has no blanks at its ends (RFC 9110,
+	// Section 5.5).
+	id := strings.Trim(event.ID, " \t")
+	b.last = cmp.Or(id, b.last)
+	frame := sseFrame{id, event.append(make([]byte, 0, event.size()))}
 	if size := max(b.config.Replay, b.config.Queue); len(b.ring) < size {
 		b.ring = append(b.ring, frame)
 	} else {
