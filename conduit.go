@@ -548,8 +548,8 @@ func (s *Server) Drain() {
 // every handler has returned, and returns nil. If ctx ends first, the contexts
 // of the requests that are left are cancelled with a cause, their connections
 // are closed, and the error says how many and wraps [context.Cause] of ctx.
-// Handlers that have hijacked their connection are waited for; their
-// connections are left alone.
+// Handlers that a [Timeout] has answered for are waited for, and so are those
+// that have hijacked their connection, which is left alone.
 //
 // Shutdown has no delay and runs no hooks: that is [GracefulShutdown], which a
 // service behind a load balancer wants. Shutdown may be called before Serve,

@@ -3184,6 +3184,43 @@ func TestServerShutdownCutsWhenAnyContextEnds(t *testing.T) {
 	})
 }
 
+// A handler that a Timeout has answered for may still use what is closed after
+// the shutdown.
+func TestShutdownWaitsForAHandlerThatATimeoutLeftBehind(t *testing.T) {
+	for _, limit := range timeouts {
+		for _, patience := range []time.Duration{time.Minute, 2 * time.Second} {
+			t.Run(fmt.Sprint(limit.name, patience), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					returned := make(chan struct{})
+					srv := newServer(t, conduit.DefaultConfig(limit.new(time.Second)(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+						defer close(returned)
+						time.Sleep(10 * time.Second) // and heeds no context
+					}))))
+					l := newPipeListener()
+					serveBubble(t, srv, l)
+					if got := get(t, l.client(t), "http://pipe/"); got.status != 503 {
+						t.Errorf("status %d, want 503", got.status)
+					}
+					ctx, cancel := context.WithTimeout(t.Context(), patience)
+					defer cancel()
+					err := srv.Shutdown(ctx)
+					select {
+					case <-returned:
+						if err != nil {
+							t.Errorf("Shutdown = %v, want nil", err)
+						}
+					default:
+						if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "1 requests unfinished") {
+							t.Errorf("Shutdown = %v while a handler runs, want one unfinished", err)
+						}
+					}
+					<-returned
+				})
+			})
+		}
+	}
+}
+
 // Whatever the first one waits for, another that is out of time ends it.
 func TestNobodyWaitsForAShutdownWithoutEnd(t *testing.T) {
 	ends := map[string]func(*conduit.Server){

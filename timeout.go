@@ -125,7 +125,7 @@ func FastTimeout(d time.Duration) Middleware {
 // The handler runs on a goroutine of its own unless Fast is set. A panic there
 // is taken to the serving goroutine, with its value and stack, where [Recovery]
 // finds it; one that comes too late is logged. A handler that ignores its
-// context runs on until it returns.
+// context runs on until it returns, and a shutdown of the [Server] waits for it.
 //
 // A context that a handler derives with a later deadline than the timeout's has
 // no timer of its own, as with any context. If its reply is one that outlives the
@@ -323,9 +323,12 @@ func growStack(fill bool) (sum byte) {
 // expire is the timer's goroutine.
 func (k *timeoutWorker) expire() {
 	t := k.t
+	t.outlast(1) // before late can take it back
 	fired := t.state.CompareAndSwap(timeoutRunning, timeoutFired)
 	if fired {
 		t.live().cancel(ErrTimeout)
+	} else {
+		t.outlast(-1)
 	}
 	if !t.handler.Fast {
 		if fired {
@@ -741,8 +744,18 @@ func (t *timeoutWriter) answer() bool {
 	return true
 }
 
+// outlast counts the handlers that go on when their request has been answered,
+// for which a shutdown waits too: its hooks close what they use.
+func (t *timeoutWriter) outlast(n int64) {
+	if s := serverFrom(t.Context); s != nil && !t.handler.Fast {
+		s.requests.Add(n)
+		s.notify()
+	}
+}
+
 // late tidies up after a handler that has ended when nobody waited any more.
 func (t *timeoutWriter) late() {
+	defer t.outlast(-1)
 	if p, ok := t.panicked.(*panicError); ok {
 		r := t.original
 		Logger(t.Context).LogAttrs(t.Context, slog.LevelError, "panic after a timeout",
