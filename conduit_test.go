@@ -5334,6 +5334,38 @@ func TestStaticNotFoundHandler(t *testing.T) {
 	}
 }
 
+// A middleware that lets every reply be kept does not mean errors.
+func TestStaticErrorsAreNotKeptAsTheFile(t *testing.T) {
+	files := conduit.NewFileServer(staticTree(t, map[string]string{"a.txt": "a"}), "")
+	defer files.Close()
+	for _, tt := range []struct {
+		path, field, value string
+		status             int
+		contentRange       string
+	}{
+		{"/missing.txt", "", "", 404, ""},
+		{"/a.txt", "Range", "bytes=9-", 416, "bytes */1"},
+		{"/a.txt", "If-Match", `"other"`, 412, ""},
+	} {
+		r := httptest.NewRequest("GET", tt.path, nil)
+		if tt.field != "" {
+			r.Header.Set(tt.field, tt.value)
+		}
+		w := httptest.NewRecorder()
+		w.Header().Set("Cache-Control", "public, max-age=600")
+		w.Header().Set("Expires", "Fri, 31 Dec 2060 00:00:00 GMT")
+		files.ServeHTTP(w, r)
+		if w.Code != tt.status || w.Header().Get("Content-Range") != tt.contentRange {
+			t.Errorf("%s: %d %v, want %d", tt.path, w.Code, w.Header(), tt.status)
+		}
+		for _, field := range []string{"Cache-Control", "Expires"} {
+			if value := w.Header().Get(field); value != "" {
+				t.Errorf("%d has %s: %s", w.Code, field, value)
+			}
+		}
+	}
+}
+
 func TestStaticMediaTypes(t *testing.T) {
 	want := map[string]string{
 		"a.js": "text/javascript; charset=utf-8", "a.mjs": "text/javascript; charset=utf-8", "a.css": "text/css; charset=utf-8",

@@ -600,7 +600,15 @@ func (f *FileServer) isUnavailable(r *http.Request, err error) bool {
 	return unavailable
 }
 
+// fileError answers with an error that nobody keeps as if it were the file,
+// though middleware may have said that of every reply. net/http's own file
+// server does the same.
 func fileError(w http.ResponseWriter, status int) {
+	clearRepresentation(w.Header())
+	statusError(w, status)
+}
+
+func statusError(w http.ResponseWriter, status int) {
 	http.Error(w, strconv.Itoa(status)+" "+http.StatusText(status), status)
 }
 
@@ -1196,8 +1204,10 @@ func (f *FileServer) serveParts(w http.ResponseWriter, r *http.Request, e *fileE
 	if r.Header["Range"] != nil && !e.sequential { // v is identity then
 		var satisfiable bool
 		if ranges, satisfiable = rangesOf(r.Header, e, v); !satisfiable {
-			w.Header()["Content-Range"] = []string{"bytes */" + v.length[0]}
-			fileError(w, http.StatusRequestedRangeNotSatisfiable)
+			h := w.Header()
+			clearRepresentation(h)
+			h["Content-Range"] = []string{"bytes */" + v.length[0]}
+			statusError(w, http.StatusRequestedRangeNotSatisfiable)
 			return
 		}
 	}
