@@ -192,25 +192,13 @@ func (c *Config) withDefaults() (Config, error) {
 		d = *c
 	}
 	defaults := DefaultConfig(d.Handler)
-	if d.Address == "" {
-		d.Address = defaults.Address
-	}
-	for _, t := range []struct{ field, fallback *time.Duration }{
-		{&d.ReadTimeout, &defaults.ReadTimeout},
-		{&d.ReadHeaderTimeout, &defaults.ReadHeaderTimeout},
-		{&d.WriteTimeout, &defaults.WriteTimeout},
-		{&d.IdleTimeout, &defaults.IdleTimeout},
-	} {
-		if *t.field == 0 {
-			*t.field = *t.fallback
-		}
-	}
-	if d.MaxHeaderBytes == 0 {
-		d.MaxHeaderBytes = defaults.MaxHeaderBytes
-	}
-	if d.MinTLSVersion == 0 {
-		d.MinTLSVersion = defaults.MinTLSVersion
-	}
+	d.Address = cmp.Or(d.Address, defaults.Address)
+	d.ReadTimeout = cmp.Or(d.ReadTimeout, defaults.ReadTimeout)
+	d.ReadHeaderTimeout = cmp.Or(d.ReadHeaderTimeout, defaults.ReadHeaderTimeout)
+	d.WriteTimeout = cmp.Or(d.WriteTimeout, defaults.WriteTimeout)
+	d.IdleTimeout = cmp.Or(d.IdleTimeout, defaults.IdleTimeout)
+	d.MaxHeaderBytes = cmp.Or(d.MaxHeaderBytes, defaults.MaxHeaderBytes)
+	d.MinTLSVersion = cmp.Or(d.MinTLSVersion, defaults.MinTLSVersion)
 	if d.Logger == nil {
 		d.Logger = slog.Default()
 	}
@@ -1689,9 +1677,7 @@ func (c *CompressionConfig) withDefaults() (CompressionConfig, error) {
 	if c != nil {
 		d = *c
 	}
-	if d.Level == 0 {
-		d.Level = 4
-	}
+	d.Level = cmp.Or(d.Level, 4)
 	switch {
 	case d.MinSize == 0:
 		d.MinSize = 1024

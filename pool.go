@@ -1,6 +1,7 @@
 package conduit
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"database/sql/driver"
@@ -69,21 +70,15 @@ func (c *DatabaseConfig) withDefaults() (DatabaseConfig, error) {
 		d = *c
 	}
 	defaults := DefaultDatabaseConfig(d.DB)
-	if d.MaxOpenConns == 0 {
-		d.MaxOpenConns = defaults.MaxOpenConns
-	}
+	d.MaxOpenConns = cmp.Or(d.MaxOpenConns, defaults.MaxOpenConns)
 	if d.MaxIdleConns == 0 {
 		d.MaxIdleConns = defaults.MaxIdleConns
 		if d.MaxOpenConns > 0 {
 			d.MaxIdleConns = min(d.MaxIdleConns, d.MaxOpenConns)
 		}
 	}
-	if d.ConnMaxLifetime == 0 {
-		d.ConnMaxLifetime = defaults.ConnMaxLifetime
-	}
-	if d.ConnMaxIdleTime == 0 {
-		d.ConnMaxIdleTime = defaults.ConnMaxIdleTime
-	}
+	d.ConnMaxLifetime = cmp.Or(d.ConnMaxLifetime, defaults.ConnMaxLifetime)
+	d.ConnMaxIdleTime = cmp.Or(d.ConnMaxIdleTime, defaults.ConnMaxIdleTime)
 
 	var faults []error
 	if d.DB == nil {

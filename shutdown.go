@@ -1,6 +1,7 @@
 package conduit
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -62,9 +63,7 @@ func (c *ShutdownConfig) withDefaults() (ShutdownConfig, error) {
 		d = *c
 	}
 	defaults := DefaultShutdownConfig()
-	if d.Timeout == 0 {
-		d.Timeout = defaults.Timeout
-	}
+	d.Timeout = cmp.Or(d.Timeout, defaults.Timeout)
 	if d.Timeout > 0 {
 		defaults.HookTimeout = min(defaults.HookTimeout, d.Timeout/4, (d.Timeout-max(d.Delay, 0))/2)
 		defaults.Delay = min(defaults.Delay, d.Timeout/4, (d.Timeout-max(d.HookTimeout, 0))/2)
@@ -73,12 +72,8 @@ func (c *ShutdownConfig) withDefaults() (ShutdownConfig, error) {
 			return d, fmt.Errorf("conduit: Timeout: %v leaves no time to drain beside Delay, %v, and HookTimeout, %v", d.Timeout, d.Delay, d.HookTimeout)
 		}
 	}
-	if d.HookTimeout == 0 {
-		d.HookTimeout = defaults.HookTimeout
-	}
-	if d.Delay == 0 {
-		d.Delay = defaults.Delay
-	}
+	d.HookTimeout = cmp.Or(d.HookTimeout, defaults.HookTimeout)
+	d.Delay = cmp.Or(d.Delay, defaults.Delay)
 	if d.Signals == nil {
 		d.Signals = defaults.Signals
 	}

@@ -2,6 +2,7 @@ package conduit
 
 import (
 	"bytes"
+	"cmp"
 	"container/list"
 	"crypto/rand"
 	"crypto/sha256"
@@ -162,31 +163,16 @@ func (c *FileServerConfig) withDefaults() (FileServerConfig, error) {
 	if c != nil {
 		d = *c
 	}
-	for _, s := range []struct {
-		field    *string
-		fallback string
-	}{
-		{&d.Index, "index.html"},
-		{&d.CacheControl, "public, max-age=31536000"},
-		{&d.HTMLCacheControl, "no-cache"},
-	} {
-		if *s.field == "" {
-			*s.field = s.fallback
-		}
-	}
-	if d.MaxCachedFile == 0 {
-		d.MaxCachedFile = 1 << 20
-	}
-	switch {
-	case d.CacheBytes == 0:
-		d.CacheBytes = 64 << 20
-	case d.CacheBytes < 0:
+	d.Index = cmp.Or(d.Index, "index.html")
+	d.CacheControl = cmp.Or(d.CacheControl, "public, max-age=31536000")
+	d.HTMLCacheControl = cmp.Or(d.HTMLCacheControl, "no-cache")
+	d.CacheBytes = cmp.Or(d.CacheBytes, 64<<20)
+	d.MaxCachedFile = cmp.Or(d.MaxCachedFile, 1<<20)
+	if d.CacheBytes < 0 {
 		d.CacheBytes, d.MaxCachedFile = 1<<20, -1
 	}
 	d.MaxCachedFile = min(d.MaxCachedFile, d.CacheBytes/4)
-	if d.Recheck == 0 {
-		d.Recheck = time.Second
-	}
+	d.Recheck = cmp.Or(d.Recheck, time.Second)
 
 	var faults []error
 	fault := func(format string, args ...any) {

@@ -1094,18 +1094,8 @@ func (c *SSEBrokerConfig) withDefaults() (SSEBrokerConfig, error) {
 	if c != nil {
 		d = *c
 	}
-	switch {
-	case d.Replay == 0:
-		d.Replay = sseReplay
-	case d.Replay < 0:
-		d.Replay = 0
-	}
-	if d.Queue == 0 {
-		d.Queue = d.Replay
-	}
-	if d.Queue == 0 {
-		d.Queue = sseReplay
-	}
+	d.Replay = max(cmp.Or(d.Replay, sseReplay), 0)
+	d.Queue = cmp.Or(d.Queue, d.Replay, sseReplay)
 	var faults []error
 	if d.Queue < 0 {
 		faults = append(faults, fmt.Errorf("conduit: Queue: %d is negative", d.Queue))

@@ -2,6 +2,7 @@ package conduit
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -65,12 +66,8 @@ func (c *TimeoutConfig) withDefaults() (TimeoutConfig, error) {
 	if c != nil {
 		d = *c
 	}
-	if d.Status == 0 {
-		d.Status = http.StatusServiceUnavailable
-	}
-	if d.Message == "" {
-		d.Message = http.StatusText(d.Status) + "\n"
-	}
+	d.Status = cmp.Or(d.Status, http.StatusServiceUnavailable)
+	d.Message = cmp.Or(d.Message, http.StatusText(d.Status)+"\n")
 	if d.ContentType == "" {
 		d.ContentType = "text/plain; charset=utf-8"
 		if json.Valid([]byte(d.Message)) {
