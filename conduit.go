@@ -2494,12 +2494,6 @@ const writeAllowance = 15 * time.Second
 // written that says so.
 const replyGrace = 5 * time.Second
 
-// newRollingDeadline allows each write the server's WriteTimeout, and
-// writeAllowance where there is none.
-func newRollingDeadline(w http.ResponseWriter, r *http.Request) rollingDeadline {
-	return rollingDeadline{w, cmp.Or(writeTimeoutOf(r.Context()), writeAllowance)}
-}
-
 // writeTimeoutOf returns the WriteTimeout of the server of the request with this
 // context, 0 if there is none.
 func writeTimeoutOf(ctx context.Context) time.Duration {
@@ -2510,7 +2504,28 @@ func writeTimeoutOf(ctx context.Context) time.Duration {
 	return max(srv.WriteTimeout, 0)
 }
 
-func (d rollingDeadline) arm() error { return d.set(time.Now().Add(d.allowance)) }
+// writePiece is as much as is written under one deadline.
+const writePiece = 64 << 10
+
+// write writes p, each piece of it under a deadline of its own. The last one
+// stays, for the flush. That a deadline cannot be set is ignored: where the
+// client has gone, the write fails too.
+func (d rollingDeadline) write(p []byte) (n int, err error) {
+	for {
+		d.arm()
+		piece := p[n:min(len(p), n+writePiece)]
+		if len(piece) > 0 {
+			if _, err := d.w.Write(piece); err != nil {
+				return n, err
+			}
+		}
+		if n += len(piece); n == len(p) {
+			return n, nil
+		}
+	}
+}
+
+func (d rollingDeadline) arm() { d.set(time.Now().Add(d.allowance)) }
 
 func (d rollingDeadline) clear() error { return d.set(time.Time{}) }
 

@@ -614,19 +614,9 @@ func sendProfile(w http.ResponseWriter, r *http.Request, body []byte) {
 		return
 	}
 	deadline := rollingDeadline{w, writeAllowance}
-	for piece := range slices.Chunk(body, 64<<10) {
-		deadline.arm()
-		_, err := w.Write(piece)
-		if err == nil {
-			err = http.NewResponseController(w).Flush()
-		}
-		if err != nil && !errors.Is(err, http.ErrNotSupported) {
-			cutReply(w, r)
-			return
-		}
-		deadline.clear()
+	if _, err := deadline.write(body); err != nil {
+		cutReply(w, r)
 	}
-	deadline.arm() // for what net/http still writes
 }
 
 // serveSymbol names the functions at the program counters of a query or body.

@@ -1351,9 +1351,6 @@ type fileSender struct {
 }
 
 const (
-	// sendChunk is what a client has to take within the deadline.
-	sendChunk = 64 << 10
-
 	// sendfileChunk is how much goes out in one call where a call that was
 	// interrupted can be taken up again: a file of a usual size, for each call is
 	// one more for the client too. sendfileMax goes to fast clients.
@@ -1367,9 +1364,9 @@ const (
 )
 
 func (s *fileSender) begin(r *http.Request) {
-	s.deadline = newRollingDeadline(s.w, r)
-	s.deadline.allowance = max(s.deadline.allowance, minAllowance)
-	s.chunk = sendChunk
+	allowance := cmp.Or(writeTimeoutOf(r.Context()), writeAllowance)
+	s.deadline = rollingDeadline{s.w, max(allowance, minAllowance)}
+	s.chunk = writePiece
 	if _, ok := s.file.(*os.File); ok && r.ProtoMajor == 1 && r.TLS == nil && readsFrom(s.w) {
 		s.chunk = sendfileChunk
 	}
@@ -1391,17 +1388,11 @@ func (s *fileSender) send(p fileRange) {
 		s.sendFile(p)
 		return
 	}
-	body := s.variant.body[p.start : p.start+p.length]
-	for len(body) > 0 {
-		n := min(len(body), sendChunk)
-		s.write(body[:n])
-		body = body[n:]
-	}
+	s.write(s.variant.body[p.start : p.start+p.length])
 }
 
 func (s *fileSender) write(p []byte) {
-	s.deadline.arm()
-	if _, err := s.w.Write(p); err != nil {
+	if _, err := s.deadline.write(p); err != nil {
 		panic(http.ErrAbortHandler)
 	}
 }
@@ -1418,10 +1409,10 @@ func (s *fileSender) sendFile(p fileRange) {
 	for left := p.length; left > 0; {
 		n := min(left, s.chunk)
 		switch {
-		case left <= sendChunk:
+		case left <= writePiece:
 			s.verify()
 		case n == left:
-			n -= sendChunk
+			n -= writePiece
 		}
 		start := time.Now()
 		s.deadline.arm()
@@ -1433,13 +1424,13 @@ func (s *fileSender) sendFile(p fileRange) {
 				panic(http.ErrAbortHandler)
 			}
 		}
-		if err != nil && !(sent >= sendChunk && errors.Is(err, os.ErrDeadlineExceeded)) {
+		if err != nil && !(sent >= writePiece && errors.Is(err, os.ErrDeadlineExceeded)) {
 			panic(http.ErrAbortHandler)
 		}
 		// Interrupted, sendfile can go on. Chunks grow only for the fast.
 		if took := time.Since(start); took > time.Second {
-			s.chunk = sendChunk
-		} else if s.chunk > sendChunk && took < 20*time.Millisecond {
+			s.chunk = writePiece
+		} else if s.chunk > writePiece && took < 20*time.Millisecond {
 			s.chunk = min(2*s.chunk, sendfileMax)
 		}
 	}

@@ -21,9 +21,6 @@ import (
 )
 
 const (
-	// streamPiece is as much as is written under one deadline.
-	streamPiece = 64 << 10
-
 	// A flush is a system call, and costs as much as writing 50 small elements
 	// does. What comes within streamPause of the last one shares the next,
 	// unless it is streamBatch bytes.
@@ -1544,22 +1541,11 @@ func (s *streamReply) put(p []byte) (n int, err error) {
 	if s.head {
 		return 0, nil
 	}
-	for {
-		if err := s.deadline.arm(); err != nil {
-			return n, fmt.Errorf("conduit: stream: deadline: %w", err)
-		}
-		piece := p[n:min(len(p), n+streamPiece)]
-		if len(piece) > 0 {
-			if _, err := s.w.Write(piece); err != nil {
-				return n, s.broken("write", err)
-			}
-			s.unflushed = true
-			n += len(piece)
-		}
-		if n == len(p) {
-			return n, nil
-		}
+	if n, err = s.deadline.write(p); err != nil {
+		return n, s.broken("write", err)
 	}
+	s.unflushed = true
+	return n, nil
 }
 
 // usable returns the error with which a write is refused, nil if it is not. It
@@ -1718,7 +1704,7 @@ func newStreamBuffer() *streamBuffer {
 }
 
 func (b *streamBuffer) free() {
-	if max(cap(b.pending), cap(b.sending), b.element.Cap()) <= streamPiece {
+	if max(cap(b.pending), cap(b.sending), b.element.Cap()) <= writePiece {
 		streamBuffers.Put(b)
 	}
 }
