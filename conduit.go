@@ -920,12 +920,13 @@ func refuseIrregular(field, name string, info os.FileInfo) error {
 }
 
 // sameFile reports whether nothing suggests that the file was replaced or
-// written to between the two looks.
+// written to between the two looks. File systems that are not the system's have
+// no identities to compare.
 func sameFile(a, b os.FileInfo) bool {
 	if a == nil || b == nil {
 		return a == b
 	}
-	return os.SameFile(a, b) && a.Size() == b.Size() && a.ModTime().Equal(b.ModTime())
+	return (os.SameFile(a, b) || !os.SameFile(a, a)) && a.Size() == b.Size() && a.ModTime().Equal(b.ModTime())
 }
 
 // errorLog is where net/http's ErrorLog goes. Its messages are free text; the

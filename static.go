@@ -701,13 +701,9 @@ type fileStamp struct {
 func stampOf(info fs.FileInfo) fileStamp { return fileStamp{info, changeTime(info)} }
 
 // same reports whether nothing suggests that the file was replaced or written
-// to. File systems that are not the system's have no identities to compare.
+// to.
 func (s fileStamp) same(t fileStamp) bool {
-	a, b := s.info, t.info
-	if a == nil || b == nil {
-		return a == b
-	}
-	return (os.SameFile(a, b) || !os.SameFile(a, a)) && a.Size() == b.Size() && a.ModTime().Equal(b.ModTime()) && s.changed.Equal(t.changed)
+	return sameFile(s.info, t.info) && s.changed.Equal(t.changed)
 }
 
 // changeTime returns when an inode last changed, which, unlike the

@@ -170,7 +170,7 @@ func (h *timeoutHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		deadline:       now.Add(h.Duration),
 	}
 	t.request = *r.WithContext(t)
-	t.extendWriteDeadline(now)
+	t.extendWriteDeadline()
 	k := h.worker(t, now)
 	if h.Fast {
 		h.serveHere(t, k)
@@ -386,7 +386,7 @@ type timeoutWriter struct {
 
 // extendWriteDeadline moves the connection's write deadline past the timeout's
 // if it is sooner. net/http sets it anew for the next request.
-func (t *timeoutWriter) extendWriteDeadline(now time.Time) {
+func (t *timeoutWriter) extendWriteDeadline() {
 	if d := writeTimeoutOf(t.Context); d == 0 || d >= t.handler.Duration+replyGrace {
 		return
 	}
