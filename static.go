@@ -271,23 +271,7 @@ var (
 // the tag of that very entry, or ranges. It is attempted again when a file turns
 // out to have changed since the entry was made.
 func (f *FileServer) serve(w http.ResponseWriter, r *http.Request, e *fileEntry, attempt int) {
-	cacheControl := e.cacheControl
-	switch {
-	case r.URL.RawQuery == "" || e.private:
-	case r.URL.RawQuery == e.query:
-		cacheControl = immutableValue
-	default:
-		if version, ok := versionOf(r.URL.RawQuery); ok {
-			if e.hash == "" && e.identity.etag[0][0] != 'W' { // or it would be made again and again
-				if hashed := f.hashed(e); hashed != nil {
-					e = hashed
-				}
-			}
-			if cacheControl = staleVersionValue; version == e.hash && e.hash != "" && e.identity.etag[0][0] != 'W' {
-				cacheControl = immutableValue
-			}
-		}
-	}
+	e, cacheControl := f.versioned(e, r.URL.RawQuery)
 	ranges := r.Method == http.MethodGet && r.Header["Range"] != nil
 	v := &e.identity
 	if len(e.coded) != 0 && !ranges {
@@ -325,6 +309,28 @@ func (f *FileServer) serve(w http.ResponseWriter, r *http.Request, e *fileEntry,
 // directWrite is up to what size a body is sent under the server's WriteTimeout,
 // where it has one, instead of a deadline that moves.
 const directWrite = 16 << 10
+
+// versioned returns what answers a request with this query, and its
+// Cache-Control. That is e, with the hash where the query asks for a version.
+func (f *FileServer) versioned(e *fileEntry, query string) (*fileEntry, []string) {
+	if query == "" || e.private {
+		return e, e.cacheControl
+	}
+	if query == e.query {
+		return e, immutableValue
+	}
+	version, ok := versionOf(query)
+	if !ok {
+		return e, e.cacheControl
+	}
+	if !e.identity.isWeak() { // or the hash would be made again and again
+		e = f.hashed(e)
+	}
+	if version == e.hash && e.hash != "" && !e.identity.isWeak() {
+		return e, immutableValue
+	}
+	return e, staleVersionValue
+}
 
 // versionOf returns the value of v in a query.
 func versionOf(query string) (string, bool) {
@@ -622,12 +628,7 @@ func (f *FileServer) URL(name string) string {
 			return u.String()
 		}
 	}
-	if e.hash == "" {
-		if e = f.hashed(e); e == nil {
-			return u.String()
-		}
-	}
-	u.RawQuery = e.query
+	u.RawQuery = f.hashed(e).query
 	return u.String()
 }
 
@@ -682,6 +683,8 @@ type fileVariant struct {
 
 	etag, length, encoding []string
 }
+
+func (v *fileVariant) isWeak() bool { return v.etag[0][0] == 'W' }
 
 func (e *fileEntry) coding(coding string) *fileVariant {
 	for i := range e.coded {
@@ -829,9 +832,11 @@ func (f *FileServer) unchanged(e *fileEntry) bool {
 	return true
 }
 
-// hashed returns an entry with the hash of a large file, nil if it cannot be
-// read.
+// hashed returns e with its hash, or as it is if it cannot be read.
 func (f *FileServer) hashed(e *fileEntry) *fileEntry {
+	if e.hash != "" {
+		return e
+	}
 	if h := e.version.Load(); h != nil {
 		return h
 	}
@@ -847,7 +852,7 @@ func (f *FileServer) hashed(e *fileEntry) *fileEntry {
 		return h, err
 	})
 	if err != nil {
-		return nil
+		return e
 	}
 	return h
 }
@@ -1169,7 +1174,7 @@ var contentTypes = map[string]string{
 // serveParts answers where ranges are asked for, or where the bytes are in a
 // file and not in memory.
 func (f *FileServer) serveParts(w http.ResponseWriter, r *http.Request, e *fileEntry, v *fileVariant, cacheControl []string, attempt int) {
-	s := fileSender{w: w, variant: v, grows: e.hash == "" && v.etag[0][0] == 'W'}
+	s := fileSender{w: w, variant: v, grows: e.hash == "" && v.isWeak()}
 	if v.body == nil {
 		file, info, err := f.open(v.name)
 		if err != nil || !stampOf(info).same(v.stamp) {
