@@ -260,10 +260,9 @@ func (f *FileServer) isFresh(e *fileEntry) bool {
 
 // These are shared by replies and never written to.
 var (
-	acceptRangesValue  = []string{"bytes"}
-	immutableValue     = []string{"public, max-age=31536000, immutable"}
-	staleVersionValue  = []string{"no-cache"}
-	contentCodingValue = map[string][]string{"br": {"br"}, "zstd": {"zstd"}, "gzip": {"gzip"}}
+	acceptRangesValue = []string{"bytes"}
+	immutableValue    = []string{"public, max-age=31536000, immutable"}
+	staleVersionValue = []string{"no-cache"}
 )
 
 // serve answers with a file that is there. With an entry whose bytes are in
@@ -646,10 +645,8 @@ func (f *FileServer) Close() error {
 // what is atomic.
 type fileEntry struct {
 	key, name  string
-	stamp      fileStamp
 	sidecars   [len(sidecarCodings)]fileStamp // zero: not there, or too old
-	settled    bool                           // the next change is certain to be seen in the stamp
-	large      bool                           // above MaxCachedFile
+	settled    bool                           // the next change is certain to be seen in the stamps
 	private    bool                           // its Cache-Control is no matter of its version
 	sequential bool                           // to be sent from a file that cannot seek
 	hash       string                         // "" for a large file nobody has asked the hash of
@@ -821,7 +818,7 @@ func (f *FileServer) replace(key, name string, old *fileEntry) (*fileEntry, erro
 // unchanged looks whether the files of an entry are as they were.
 func (f *FileServer) unchanged(e *fileEntry) bool {
 	info, err := f.tree.stat(e.name)
-	if err != nil || !stampOf(info).same(e.stamp) {
+	if err != nil || !stampOf(info).same(e.identity.stamp) {
 		return false
 	}
 	for i, s := range f.findSidecars(e.name, info) {
@@ -846,7 +843,7 @@ func (f *FileServer) hashed(e *fileEntry) *fileEntry {
 			return h, nil
 		}
 		h, err := f.read(e.key, e.name, e, true)
-		if err == nil && h.stamp.same(e.stamp) {
+		if err == nil && h.identity.stamp.same(e.identity.stamp) {
 			e.version.Store(h)
 		}
 		return h, err
@@ -881,17 +878,22 @@ func (f *FileServer) read(key, name string, old *fileEntry, hash bool) (*fileEnt
 	defer file.Close()
 
 	modified := info.ModTime()
-	e := &fileEntry{key: key, name: name, stamp: stampOf(info), modified: modified.Truncate(time.Second)}
-	e.settled = e.stamp.settled(now)
-	e.large = info.Size() > f.config.MaxCachedFile
-	timeless := modified.Before(earliestTime)
-	if !timeless && !modified.After(now) { // RFC 9110, Section 8.8.2.1
+	e := &fileEntry{key: key, name: name, modified: modified.Truncate(time.Second)}
+	if !modified.Before(earliestTime) && !modified.After(now) { // RFC 9110, Section 8.8.2.1
 		e.lastModified = []string{modified.UTC().Format(http.TimeFormat)}
 	}
-	content, err := f.readContent(file, info, e.large, hash || timeless)
-	if err != nil && !errors.Is(err, errFileChanged) {
+	v := &e.identity
+	v.name = name
+	content, err := f.readVariant(v, file, info, hash, now)
+	if content == nil {
 		return nil, err
 	}
+	if content.hash != "" {
+		e.hash, e.query = content.hash, "v="+content.hash
+	}
+	e.settled = v.stamp.settled(now)
+	_, seeks := file.(io.Seeker)
+	e.sequential = v.body == nil && !seeks
 
 	e.contentType = []string{contentTypeOf(name, content.head())}
 	e.cacheControl = f.cacheControl
@@ -899,21 +901,9 @@ func (f *FileServer) read(key, name string, old *fileEntry, hash bool) (*fileEnt
 		e.cacheControl = f.htmlCacheControl
 	}
 	e.private = hasMember(e.cacheControl, "private") || hasMember(e.cacheControl, "no-store")
-	v := &e.identity
-	v.name, v.stamp, v.size = name, e.stamp, content.size
-	v.length = []string{strconv.FormatInt(v.size, 10)}
-	if content.hash != "" {
-		e.hash, e.query = content.hash, "v="+content.hash
-	}
-	v.etag = []string{fileTag(content.hash, info, "", e.large, now)}
-	if _, ok := file.(*os.File); !e.large && (!ok || !e.settled || err != nil || v.size <= residentFile) {
-		v.body = content.data
-	}
-	_, seeks := file.(io.Seeker)
-	e.sequential = v.body == nil && !seeks
 	compresses := compressible(e.contentType[0])
 	f.addSidecars(e, info, now)
-	if compresses && v.size >= fileGzipMin && !e.large && e.coding("gzip") == v {
+	if compresses && v.size >= fileGzipMin && !content.large && e.coding("gzip") == v {
 		e.addGzip(content.data, old)
 	}
 	e.varies = compresses || len(e.coded) != 0
@@ -950,12 +940,35 @@ func checkRegular(name string, info fs.FileInfo) error {
 	return nil
 }
 
+// readVariant reads the file of a variant, which has its name and coding, and
+// completes it. The error is errFileChanged, beside a content, if the file
+// changed meanwhile.
+func (f *FileServer) readVariant(v *fileVariant, file fs.File, info fs.FileInfo, hash bool, now time.Time) (*fileContent, error) {
+	content, err := f.readContent(file, info, hash || info.ModTime().Before(earliestTime))
+	if content == nil {
+		return nil, err
+	}
+	v.stamp, v.size = stampOf(info), content.size
+	v.length = []string{strconv.FormatInt(v.size, 10)}
+	suffix := ""
+	if v.coding != "" {
+		v.encoding = []string{v.coding}
+		suffix = "-" + v.coding
+	}
+	v.etag = []string{fileTag(content.hash, info, suffix, content.large, now)}
+	if _, ok := file.(*os.File); !content.large && (!ok || err != nil || v.size <= residentFile || !v.stamp.settled(now)) {
+		v.body = content.data
+	}
+	return content, err
+}
+
 // fileContent is what was read of a file: all of it, or the first bytes of a
 // large one, and the hash where it is wanted.
 type fileContent struct {
-	data []byte
-	size int64
-	hash string
+	data  []byte
+	size  int64
+	large bool // above MaxCachedFile
+	hash  string
 }
 
 func (c *fileContent) head() []byte { return c.data[:min(len(c.data), 512)] }
@@ -963,10 +976,10 @@ func (c *fileContent) head() []byte { return c.data[:min(len(c.data), 512)] }
 // readContent reads a file and looks whether it changed meanwhile. The error
 // is errFileChanged if it did. A size may be wrong, as those in /proc are: what
 // counts is what there is to read.
-func (f *FileServer) readContent(file fs.File, before fs.FileInfo, large, hash bool) (*fileContent, error) {
-	c := &fileContent{size: before.Size()}
+func (f *FileServer) readContent(file fs.File, before fs.FileInfo, hash bool) (*fileContent, error) {
+	c := &fileContent{size: before.Size(), large: before.Size() > f.config.MaxCachedFile}
 	limit := f.config.MaxCachedFile + 1
-	if large {
+	if c.large {
 		limit = 512
 	}
 	var buf bytes.Buffer
@@ -974,7 +987,7 @@ func (f *FileServer) readContent(file fs.File, before fs.FileInfo, large, hash b
 	if _, err := buf.ReadFrom(io.LimitReader(file, limit)); err != nil {
 		return nil, err
 	}
-	if !large && int64(buf.Len()) == limit {
+	if !c.large && int64(buf.Len()) == limit {
 		return nil, errFileOverflows
 	}
 	c.data = bytes.Clone(buf.Bytes())
@@ -983,7 +996,7 @@ func (f *FileServer) readContent(file fs.File, before fs.FileInfo, large, hash b
 	}
 	read := int64(len(c.data))
 	switch {
-	case !large:
+	case !c.large:
 		c.size = read
 		c.hash = fileHash(sha256.Sum256(c.data))
 	case hash:
@@ -1053,7 +1066,7 @@ func (e *fileEntry) addGzip(data []byte, old *fileEntry) {
 		body:     coded,
 		etag:     []string{`"` + e.hash + `-gzip"`},
 		length:   []string{strconv.Itoa(len(coded))},
-		encoding: contentCodingValue["gzip"],
+		encoding: gzipEncoding,
 	})
 }
 
@@ -1101,23 +1114,11 @@ func (f *FileServer) readSidecar(v *fileVariant, expected fileStamp, now time.Ti
 		return err
 	}
 	defer file.Close()
-	v.stamp = stampOf(info)
-	if !v.stamp.same(expected) {
+	if !stampOf(info).same(expected) {
 		return errFileChanged
 	}
-	large := info.Size() > f.config.MaxCachedFile
-	content, err := f.readContent(file, info, large, info.ModTime().Before(earliestTime))
-	if err != nil {
-		return err
-	}
-	v.size = content.size
-	v.length = []string{strconv.FormatInt(v.size, 10)}
-	v.encoding = contentCodingValue[v.coding]
-	v.etag = []string{fileTag(content.hash, info, "-"+v.coding, large, now)}
-	if _, ok := file.(*os.File); !large && (!ok || !v.stamp.settled(now) || v.size <= residentFile) {
-		v.body = content.data
-	}
-	return nil
+	_, err = f.readVariant(v, file, info, false, now)
+	return err
 }
 
 // contentTypeOf returns the media type of a file. The common ones are not
@@ -1283,7 +1284,7 @@ func rangeApplies(lines []string, e *fileEntry, v *fileVariant) bool {
 		return value == v.etag[0]
 	}
 	t, err := http.ParseTime(value)
-	return err == nil && e.lastModified != nil && e.modified.Equal(t) && time.Since(e.stamp.info.ModTime()) >= racyWindow
+	return err == nil && e.lastModified != nil && e.modified.Equal(t) && time.Since(e.identity.stamp.info.ModTime()) >= racyWindow
 }
 
 // parseRanges returns the ranges that overlap a file and their sum. It is
