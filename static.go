@@ -1301,12 +1301,8 @@ func parseRanges(set string, size int64) (ranges []fileRange, total int64, valid
 		switch {
 		case !ok, from != "" && !hasFirst, to != "" && !hasLast, !hasFirst && !hasLast, hasFirst && hasLast && last < first:
 			return nil, 0, false
-		case !hasFirst && last == 0:
-			valid = valid || size != 0 // unsatisfiable
-			if size == 0 {
-				return nil, 0, false
-			}
-			continue
+		case !hasFirst && last == 0 && size == 0: // "-0" of an empty file
+			return nil, 0, false
 		case !hasFirst:
 			first, last = max(size-last, 0), size-1
 		case !hasLast:
