@@ -248,12 +248,12 @@ func (p *Profiler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		profileError(w, http.StatusNotFound, "not below "+profilingPath)
 		return
 	}
-	allow := "GET, HEAD"
+	methods := []string{http.MethodGet, http.MethodHead}
 	if name == "symbol" {
-		allow += ", POST"
+		methods = append(methods, http.MethodPost)
 	}
-	if !hasMember([]string{allow}, r.Method) {
-		h.Set("Allow", allow)
+	if !slices.Contains(methods, r.Method) {
+		h.Set("Allow", strings.Join(methods, ", "))
 		profileError(w, http.StatusMethodNotAllowed, http.StatusText(http.StatusMethodNotAllowed))
 		return
 	}
