@@ -449,11 +449,11 @@ type samplingRate struct {
 	demand int        // what recordings turn it on to
 
 	mu         sync.Mutex // guards what follows
-	configured int        // by so many Profilers, the last of which counts
-	base       int        // to that
-	before     int        // what it was before the first
-	recordings int
-	turnedOn   bool // by a recording
+	configured int        // how many Profilers have set the rate
+	base       int        // what the last of them has set it to
+	before     int        // what it was before the first of them
+	recordings int        // how many need it to be on
+	turnedOn   bool       // by a recording
 }
 
 var (
@@ -949,12 +949,14 @@ func readRuntime() *runtimeReading {
 // processStart is when the package was initialized, before main.
 var processStart = time.Now()
 
-// runtimeReading has the metrics that are numbers or histograms of durations,
-// and for each its name, kind and description for Prometheus.
+// runtimeReading has the metrics that are numbers or histograms of durations.
 type runtimeReading struct {
-	samples             []metrics.Sample // by name
-	names, kinds, texts []string
+	samples  []metrics.Sample
+	families []metricFamily // of each sample
 }
+
+// metricFamily is what Prometheus is told of a metric.
+type metricFamily struct{ name, kind, text string }
 
 // runtimeReadings holds *runtimeReading, whose histograms are used again.
 var runtimeReadings = sync.Pool{New: func() any {
@@ -971,8 +973,7 @@ var runtimeReadings = sync.Pool{New: func() any {
 			name, kind = name+"_total", "counter"
 		}
 		m.samples = append(m.samples, metrics.Sample{Name: d.Name})
-		m.names, m.kinds = append(m.names, name), append(m.kinds, kind)
-		m.texts = append(m.texts, strings.Join(strings.Fields(d.Description), " "))
+		m.families = append(m.families, metricFamily{name, kind, strings.Join(strings.Fields(d.Description), " ")})
 	}
 	return m
 }}
@@ -1166,11 +1167,11 @@ func (s *profilerStats) exposition(m *runtimeReading) []byte {
 	e.add(fmt.Sprintf("go_info{version=%q}", s.GoVersion), "gauge", "Version of Go.", 1)
 	e.add("process_start_time_seconds", "gauge", "Start of the process, in Unix time.", float64(processStart.UnixMilli())/1e3)
 	e.add("go_goroutines", "gauge", "Goroutines that exist.", float64(s.Goroutines))
-	for i, name := range m.names {
+	for i, f := range m.families {
 		if v := m.samples[i].Value; v.Kind() == metrics.KindFloat64Histogram {
-			e.addHistogram(name, m.texts[i], v.Float64Histogram())
+			e.addHistogram(f.name, f.text, v.Float64Histogram())
 		} else {
-			e.add(name, m.kinds[i], m.texts[i], metricNumber(v))
+			e.add(f.name, f.kind, f.text, metricNumber(v))
 		}
 	}
 	for _, n := range slices.Concat(s.Server, s.Database) {
