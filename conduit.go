@@ -203,50 +203,29 @@ func (c *Config) withDefaults() (Config, error) {
 		d.Logger = slog.Default()
 	}
 
-	var faults []error
-	fault := func(format string, args ...any) {
-		faults = append(faults, fmt.Errorf("conduit: "+format, args...))
-	}
+	var faults faultList
 	if d.Handler == nil {
-		fault("Handler: is required")
+		faults.add("Handler: is required")
 	}
 	if _, port, err := net.SplitHostPort(d.Address); err != nil {
-		fault("Address: %w", err)
+		faults.add("Address: %w", err)
 	} else if _, err := net.LookupPort("tcp", port); err != nil {
-		fault("Address: %w", err)
+		faults.add("Address: %w", err)
 	}
 	if d.MaxHeaderBytes < 0 {
-		fault("MaxHeaderBytes: %d is negative", d.MaxHeaderBytes)
+		faults.add("MaxHeaderBytes: %d is negative", d.MaxHeaderBytes)
 	}
 	if v := d.MinTLSVersion; v != tls.VersionTLS12 && v != tls.VersionTLS13 {
-		fault("MinTLSVersion: %s is not supported, only TLS 1.2 and TLS 1.3 are", tls.VersionName(v))
+		faults.add("MinTLSVersion: %s is not supported, only TLS 1.2 and TLS 1.3 are", tls.VersionName(v))
 	}
 	switch {
 	case d.CertFile == "" && d.KeyFile != "":
-		fault("CertFile: is required with KeyFile")
+		faults.add("CertFile: is required with KeyFile")
 	case d.CertFile != "" && d.KeyFile == "":
-		fault("KeyFile: is required with CertFile")
+		faults.add("KeyFile: is required with CertFile")
 	}
-	if t := d.TLSConfig; t != nil {
-		if d.CertFile == "" && d.KeyFile == "" && len(t.Certificates) == 0 && t.GetCertificate == nil && t.GetConfigForClient == nil {
-			fault("TLSConfig: has no certificate, and CertFile is not set")
-		}
-		if v := t.MinVersion; v != 0 && v != tls.VersionTLS12 && v != tls.VersionTLS13 {
-			fault("TLSConfig: MinVersion %s is not supported, only TLS 1.2 and TLS 1.3 are", tls.VersionName(v))
-		}
-		if t.MaxVersion != 0 && t.MaxVersion < max(t.MinVersion, d.MinTLSVersion) {
-			fault("TLSConfig: MaxVersion %s is older than the minimum", tls.VersionName(t.MaxVersion))
-		}
-		for i, c := range t.Certificates {
-			if len(c.Certificate) == 0 {
-				fault("TLSConfig: certificate %d is empty", i+1)
-			}
-		}
-		if d.EnableHTTP2 && t.CipherSuites != nil && max(t.MinVersion, d.MinTLSVersion) < tls.VersionTLS13 &&
-			!slices.Contains(t.CipherSuites, tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256) &&
-			!slices.Contains(t.CipherSuites, tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256) {
-			fault("TLSConfig: CipherSuites lacks the suite that HTTP/2 requires, TLS_ECDHE_*_WITH_AES_128_GCM_SHA256 (RFC 9113, Section 9.2.2)")
-		}
+	if d.TLSConfig != nil {
+		d.checkTLS(&faults)
 	}
 	if d.Database != nil {
 		if _, err := d.Database.withDefaults(); err != nil {
@@ -254,6 +233,38 @@ func (c *Config) withDefaults() (Config, error) {
 		}
 	}
 	return d, errors.Join(faults...)
+}
+
+// checkTLS adds what is wrong with TLSConfig.
+func (c *Config) checkTLS(faults *faultList) {
+	t := c.TLSConfig
+	if c.CertFile == "" && c.KeyFile == "" && len(t.Certificates) == 0 && t.GetCertificate == nil && t.GetConfigForClient == nil {
+		faults.add("TLSConfig: has no certificate, and CertFile is not set")
+	}
+	if v := t.MinVersion; v != 0 && v != tls.VersionTLS12 && v != tls.VersionTLS13 {
+		faults.add("TLSConfig: MinVersion %s is not supported, only TLS 1.2 and TLS 1.3 are", tls.VersionName(v))
+	}
+	if t.MaxVersion != 0 && t.MaxVersion < max(t.MinVersion, c.MinTLSVersion) {
+		faults.add("TLSConfig: MaxVersion %s is older than the minimum", tls.VersionName(t.MaxVersion))
+	}
+	for i, cert := range t.Certificates {
+		if len(cert.Certificate) == 0 {
+			faults.add("TLSConfig: certificate %d is empty", i+1)
+		}
+	}
+	if c.EnableHTTP2 && t.CipherSuites != nil && max(t.MinVersion, c.MinTLSVersion) < tls.VersionTLS13 &&
+		!slices.Contains(t.CipherSuites, tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256) &&
+		!slices.Contains(t.CipherSuites, tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256) {
+		faults.add("TLSConfig: CipherSuites lacks the suite that HTTP/2 requires, TLS_ECDHE_*_WITH_AES_128_GCM_SHA256 (RFC 9113, Section 9.2.2)")
+	}
+}
+
+// faultList is what is wrong with a configuration, for [errors.Join].
+type faultList []error
+
+// add adds one, which begins with the name of the field.
+func (f *faultList) add(format string, args ...any) {
+	*f = append(*f, fmt.Errorf("conduit: "+format, args...))
 }
 
 // Server is an [http.Server] that is safe as configured and that can stop
@@ -1685,17 +1696,17 @@ func (c *CompressionConfig) withDefaults() (CompressionConfig, error) {
 	case d.MinSize < 0:
 		d.MinSize = 1 // an empty body only grows
 	}
-	var faults []error
+	var faults faultList
 	if d.Level < gzip.BestSpeed || d.Level > gzip.BestCompression {
-		faults = append(faults, fmt.Errorf("conduit: Level: %d is not between %d and %d", d.Level, gzip.BestSpeed, gzip.BestCompression))
+		faults.add("Level: %d is not between %d and %d", d.Level, gzip.BestSpeed, gzip.BestCompression)
 	}
 	d.Types = slices.Clone(d.Types)
 	for i, pattern := range d.Types {
 		d.Types[i] = strings.ToLower(pattern)
 		if _, err := path.Match(pattern, ""); err != nil {
-			faults = append(faults, fmt.Errorf("conduit: Types: %q: %w", pattern, err))
+			faults.add("Types: %q: %w", pattern, err)
 		} else if !strings.Contains(pattern, "/") {
-			faults = append(faults, fmt.Errorf("conduit: Types: %q: a media type has a slash", pattern))
+			faults.add("Types: %q: a media type has a slash", pattern)
 		}
 	}
 	return d, errors.Join(faults...)

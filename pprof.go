@@ -70,22 +70,20 @@ func (c *ProfilingConfig) withDefaults() (ProfilingConfig, error) {
 	if c != nil {
 		d = *c
 	}
-	var faults []error
-	for _, f := range []struct {
-		name     string
-		negative bool
-		value    any
-	}{
-		{"MaxDuration", d.MaxDuration < 0, d.MaxDuration},
-		{"MutexFraction", d.MutexFraction < 0, d.MutexFraction},
-		{"BlockRate", d.BlockRate < 0, d.BlockRate},
-		{"FlightRecorder", d.FlightRecorder < 0, d.FlightRecorder},
-	} {
-		if f.negative {
-			faults = append(faults, fmt.Errorf("conduit: %s: %v is negative", f.name, f.value))
-		}
-	}
 	d.MaxDuration = cmp.Or(d.MaxDuration, 5*time.Minute)
+	var faults faultList
+	if d.MaxDuration < 0 {
+		faults.add("MaxDuration: %v is negative", d.MaxDuration)
+	}
+	if d.MutexFraction < 0 {
+		faults.add("MutexFraction: %d is negative", d.MutexFraction)
+	}
+	if d.BlockRate < 0 {
+		faults.add("BlockRate: %d is negative", d.BlockRate)
+	}
+	if d.FlightRecorder < 0 {
+		faults.add("FlightRecorder: %v is negative", d.FlightRecorder)
+	}
 	return d, errors.Join(faults...)
 }
 
@@ -691,16 +689,16 @@ const (
 // FlightRecorder, threshold is not positive, or dir is not a directory that
 // can be written to.
 func (p *Profiler) SlowRequests(threshold time.Duration, dir string) Middleware {
-	var faults []error
+	var faults faultList
 	if p.config.FlightRecorder == 0 {
-		faults = append(faults, errors.New("conduit: FlightRecorder: SlowRequests needs one"))
+		faults.add("FlightRecorder: SlowRequests needs one")
 	}
 	if threshold <= 0 {
-		faults = append(faults, fmt.Errorf("conduit: threshold: %v is not positive", threshold))
+		faults.add("threshold: %v is not positive", threshold)
 	}
 	dir, err := writableDir(dir)
 	if err != nil {
-		faults = append(faults, fmt.Errorf("conduit: dir: %w", err))
+		faults.add("dir: %w", err)
 	}
 	if err := errors.Join(faults...); err != nil {
 		panic(err)

@@ -174,30 +174,27 @@ func (c *FileServerConfig) withDefaults() (FileServerConfig, error) {
 	d.MaxCachedFile = min(d.MaxCachedFile, d.CacheBytes/4)
 	d.Recheck = cmp.Or(d.Recheck, time.Second)
 
-	var faults []error
-	fault := func(format string, args ...any) {
-		faults = append(faults, fmt.Errorf("conduit: "+format, args...))
-	}
+	var faults faultList
 	switch {
 	case d.Dir == "" && d.FS == nil:
-		fault("Dir: is required, or FS")
+		faults.add("Dir: is required, or FS")
 	case d.Dir != "" && d.FS != nil:
-		fault("FS: is set, and Dir too")
+		faults.add("FS: is set, and Dir too")
 	}
 	if d.Prefix != "" && (d.Prefix[0] != '/' || path.Clean(d.Prefix) != strings.TrimSuffix(d.Prefix, "/") && d.Prefix != "/") {
-		fault("Prefix: %q is not a path that begins with a slash and is in its shortest form", d.Prefix)
+		faults.add("Prefix: %q is not a path that begins with a slash and is in its shortest form", d.Prefix)
 	}
 	d.Prefix = strings.TrimSuffix(d.Prefix, "/")
 	for _, s := range []struct{ field, name string }{{"Index", d.Index}, {"Fallback", d.Fallback}} {
 		if s.name != "" && (!validFileName(s.name) || s.name == ".") {
-			fault("%s: %q is not the name of a file below the root", s.field, s.name)
+			faults.add("%s: %q is not the name of a file below the root", s.field, s.name)
 		}
 	}
 	if validFileName(d.Index) && strings.Contains(d.Index, "/") {
-		fault("Index: %q has a slash, and stands for the directory that it is in", d.Index)
+		faults.add("Index: %q has a slash, and stands for the directory that it is in", d.Index)
 	}
 	if d.Fallback != "" && !d.Dotfiles && validFileName(d.Fallback) && hasDotfile(d.Fallback) {
-		fault("Fallback: %q begins with a dot, and Dotfiles is not set", d.Fallback)
+		faults.add("Fallback: %q begins with a dot, and Dotfiles is not set", d.Fallback)
 	}
 	return d, errors.Join(faults...)
 }

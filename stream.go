@@ -1093,12 +1093,12 @@ func (c *SSEBrokerConfig) withDefaults() (SSEBrokerConfig, error) {
 	}
 	d.Replay = max(cmp.Or(d.Replay, sseReplay), 0)
 	d.Queue = cmp.Or(d.Queue, d.Replay, sseReplay)
-	var faults []error
+	var faults faultList
 	if d.Queue < 0 {
-		faults = append(faults, fmt.Errorf("conduit: Queue: %d is negative", d.Queue))
+		faults.add("Queue: %d is negative", d.Queue)
 	}
 	if d.MaxClients < 0 {
-		faults = append(faults, fmt.Errorf("conduit: MaxClients: %d is negative", d.MaxClients))
+		faults.add("MaxClients: %d is negative", d.MaxClients)
 	}
 	return d, errors.Join(faults...)
 }

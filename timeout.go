@@ -74,12 +74,12 @@ func (c *TimeoutConfig) withDefaults() (TimeoutConfig, error) {
 			d.ContentType = "application/json"
 		}
 	}
-	var faults []error
+	var faults faultList
 	if d.Duration <= 0 {
-		faults = append(faults, fmt.Errorf("conduit: Duration: %v is not positive", d.Duration))
+		faults.add("Duration: %v is not positive", d.Duration)
 	}
 	if d.Status < 400 || d.Status > 599 {
-		faults = append(faults, fmt.Errorf("conduit: Status: %d is not an error, 400 to 599", d.Status))
+		faults.add("Status: %d is not an error, 400 to 599", d.Status)
 	}
 	return d, errors.Join(faults...)
 }
