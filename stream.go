@@ -1120,12 +1120,13 @@ func (c *SSEBrokerConfig) withDefaults() (SSEBrokerConfig, error) {
 // Its methods may be called from any goroutine.
 type SSEBroker struct {
 	config SSEBrokerConfig
+	kept   int    // events in a full ring
 	prefix string // of the IDs that the broker gives, random
 
 	mu      sync.Mutex    // guards what follows
 	next    uint64        // number of the next event
 	last    string        // ID of the newest event that has one, prefix before there is one
-	ring    []sseFrame    // the last events: number n is at n % cap
+	ring    []sseFrame    // the last events: number n is at n % kept
 	wake    chan struct{} // closed when there is something new; nil if nobody waits for it
 	clients int
 	closed  bool
@@ -1145,7 +1146,7 @@ func NewSSEBroker(cfg *SSEBrokerConfig) *SSEBroker {
 		panic(err)
 	}
 	prefix := cryptorand.Text()[:12] + "-"
-	return &SSEBroker{config: c, prefix: prefix, last: prefix}
+	return &SSEBroker{config: c, kept: max(c.Replay, c.Queue), prefix: prefix, last: prefix}
 }
 
 // Publish sends an event to the clients that are there, and keeps it for those
@@ -1172,10 +1173,10 @@ func (b *SSEBroker) Publish(e *SSEEvent) error {
 	id := strings.Trim(event.ID, " \t")
 	b.last = cmp.Or(id, b.last)
 	frame := sseFrame{id, event.append(make([]byte, 0, event.size()))}
-	if size := max(b.config.Replay, b.config.Queue); len(b.ring) < size {
+	if len(b.ring) < b.kept {
 		b.ring = append(b.ring, frame)
 	} else {
-		b.ring[b.next%uint64(size)] = frame
+		*b.frame(b.next) = frame
 	}
 	b.next++
 	b.unlockAndWake()
@@ -1281,9 +1282,9 @@ func (b *SSEBroker) part() {
 	b.clients--
 }
 
-// frame returns an event that the ring has. It is called with mu held.
+// frame returns the place of an event in the ring. It is called with mu held.
 func (b *SSEBroker) frame(n uint64) *sseFrame {
-	return &b.ring[n%uint64(max(b.config.Replay, b.config.Queue))]
+	return &b.ring[n%uint64(b.kept)]
 }
 
 // feed is a client's loop.
