@@ -146,7 +146,7 @@ func StartWithGracefulShutdown(srv *Server, cfg *ShutdownConfig) error {
 // nil.
 func (g *GracefulShutdown) RegisterHook(hook func(context.Context) error) {
 	if hook == nil {
-		panic(errors.New("conduit: RegisterHook: the hook is nil"))
+		panic("conduit: RegisterHook: the hook is nil")
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -193,7 +193,7 @@ func (g *GracefulShutdown) Run(ctx context.Context, l net.Listener) error {
 		}
 	}()
 
-	log := g.server.logger
+	logger := g.server.logger
 	var serveErr error
 	stopped := false // without us
 	heard := 0       // signals
@@ -202,11 +202,11 @@ func (g *GracefulShutdown) Run(ctx context.Context, l net.Listener) error {
 		stopped = true
 	case sig := <-signals:
 		heard++
-		log.Info("draining", "cause", sig.String())
+		logger.Info("draining", "cause", sig.String())
 	case <-ctx.Done():
-		log.Info("draining", "cause", context.Cause(ctx).Error())
+		logger.Info("draining", "cause", context.Cause(ctx).Error())
 	case <-g.trigger:
-		log.Info("draining", "cause", "Shutdown")
+		logger.Info("draining", "cause", "Shutdown")
 	}
 
 	start := time.Now()
@@ -248,7 +248,7 @@ func (g *GracefulShutdown) Run(ctx context.Context, l net.Listener) error {
 	if err != nil {
 		level, attrs = slog.LevelError, append(attrs, slog.Any("err", err))
 	}
-	log.LogAttrs(ctx, level, "shutdown", attrs...)
+	logger.LogAttrs(ctx, level, "shutdown", attrs...)
 	return err
 }
 

@@ -657,8 +657,8 @@ type fileEntry struct {
 
 	contentType, lastModified, cacheControl []string
 
-	checked atomic.Int64              // when the file was last looked at
-	version atomic.Pointer[fileEntry] // of a large file: the same with the hash
+	checked  atomic.Int64              // when the file was last looked at
+	withHash atomic.Pointer[fileEntry] // of a large file: the same with the hash
 
 	// The cache's.
 	visits atomic.Int32
@@ -831,17 +831,17 @@ func (f *FileServer) hashed(e *fileEntry) *fileEntry {
 	if e.hash != "" {
 		return e
 	}
-	if h := e.version.Load(); h != nil {
+	if h := e.withHash.Load(); h != nil {
 		return h
 	}
 	// No path that is served begins with a NUL.
 	h, err := f.fly("\x00"+e.key, func() (*fileEntry, error) {
-		if h := e.version.Load(); h != nil {
+		if h := e.withHash.Load(); h != nil {
 			return h, nil
 		}
 		h, err := f.read(e.key, e.name, e, true)
 		if err == nil && h.identity.stamp.same(e.identity.stamp) {
-			e.version.Store(h)
+			e.withHash.Store(h)
 		}
 		return h, err
 	})
@@ -1499,8 +1499,6 @@ func (t fsTree) stat(name string) (fs.FileInfo, error) {
 	return fs.Stat(t.FS, name) // which opens it
 }
 
-func (t fsTree) close() error { return nil }
-
 func (t fsTree) open(name string) (fs.File, error) {
 	if stat, ok := t.FS.(fs.StatFS); ok {
 		info, err := stat.Stat(name)
@@ -1515,6 +1513,8 @@ func (t fsTree) open(name string) (fs.File, error) {
 	}
 	return t.FS.Open(name)
 }
+
+func (t fsTree) close() error { return nil }
 
 // refusePipe refuses what is no file, as far as a file system without Stat can
 // tell before it opens it: a link that leads nowhere known is refused too.
@@ -1667,7 +1667,7 @@ type fileCache struct {
 	entries   map[string]*fileEntry
 	limit     int64
 	bytes     int64
-	onTrial   int64 // bytes in probation
+	onTrial   int64 // of them in probation
 	probation list.List
 	proven    list.List
 }
