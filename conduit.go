@@ -2296,10 +2296,8 @@ func negotiate(header http.Header, offers ...string) string {
 // Accept-Encoding give to a coding, -1 if they do not name it.
 func codingQuality(lines []string, coding string) int {
 	quality := -1
-	for _, rest := range lines {
-		for rest != "" {
-			var member string
-			member, rest, _ = strings.Cut(rest, ",")
+	for _, line := range lines {
+		for member := range strings.SplitSeq(line, ",") {
 			name, weight, weighted := strings.Cut(member, ";")
 			name = textproto.TrimString(name)
 			if !strings.EqualFold(name, coding) && !(coding == "gzip" && strings.EqualFold(name, "x-gzip")) {
@@ -2388,10 +2386,8 @@ func addVary(h http.Header, field string) {
 // hasMember reports whether a field whose value is a list has this member, in
 // any case.
 func hasMember(lines []string, member string) bool {
-	for _, rest := range lines {
-		for rest != "" {
-			var m string
-			m, rest, _ = strings.Cut(rest, ",")
+	for _, line := range lines {
+		for m := range strings.SplitSeq(line, ",") {
 			if strings.EqualFold(textproto.TrimString(m), member) {
 				return true
 			}
