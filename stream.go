@@ -405,7 +405,7 @@ func (s *JSONStream) Close() error {
 		return s.fail(err)
 	}
 	s.closed, s.ended = true, errStreamEnded
-	s.reply.release()
+	s.reply.closeDone()
 	return nil
 }
 
@@ -474,7 +474,7 @@ func (s *JSONStream) drop() bool {
 	s.end()
 	begun := s.reply.begun()
 	s.reply.unlock()
-	defer s.reply.release()
+	defer s.reply.closeDone()
 	if !begun {
 		s.reply.giveBack()
 	}
@@ -1014,7 +1014,7 @@ func (s *SSEStream) end() {
 		s.reply.deadline.arm()
 	}
 	s.reply.unlock()
-	s.reply.release()
+	s.reply.closeDone()
 }
 
 // LastEventID returns the ID of the last event that the client has seen, as it
@@ -1470,8 +1470,8 @@ func (s *streamReply) Done() <-chan struct{} {
 	return s.done.Done()
 }
 
-// release closes Done.
-func (s *streamReply) release() {
+// closeDone closes the channel of Done, now or when somebody asks for it.
+func (s *streamReply) closeDone() {
 	s.doneMu.Lock()
 	defer s.doneMu.Unlock()
 	s.over = true
@@ -1506,7 +1506,7 @@ func (s *streamReply) sendAside(p []byte) (err error) {
 		if err != nil {
 			s.err = err
 			s.cut = s.started && muteReply(s.w)
-			s.release()
+			s.closeDone()
 		}
 	}()
 	_, err = s.send(p)
@@ -1622,7 +1622,7 @@ func (s *streamReply) fail(err error) error {
 	begun, cut := s.begun(), s.cut
 	s.cut = true
 	s.unlock()
-	defer s.release() // last: whom it wakes may return, and nobody touch w then
+	defer s.closeDone() // last: whom it wakes may return, and nobody touch w then
 	switch {
 	case cut:
 	case !begun:

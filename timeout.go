@@ -191,7 +191,7 @@ func (h *timeoutHandler) serveAside(t *timeoutWriter, k *timeoutWorker) {
 		}
 		return
 	}
-	h.release(k)
+	h.stop(k)
 	t.settle()
 	copyBack(t.original, &t.request)
 	switch {
@@ -218,7 +218,7 @@ func (h *timeoutHandler) serveHere(t *timeoutWriter, k *timeoutWorker) {
 	returned := false
 	defer func() {
 		t.end()
-		if !h.release(k) {
+		if !h.stop(k) {
 			<-k.done // the timer's goroutine may be at work on the reply
 		}
 		t.settle()
@@ -265,9 +265,9 @@ func (h *timeoutHandler) worker(t *timeoutWriter, now time.Time) *timeoutWorker 
 	return k
 }
 
-// release stops the timer and reports whether it did. Only then is the worker
+// stop stops the timer and reports whether it did. Only then is the worker
 // used again, for a timer that has fired is still at work on it.
-func (h *timeoutHandler) release(k *timeoutWorker) bool {
+func (h *timeoutHandler) stop(k *timeoutWorker) bool {
 	if !k.timer.Stop() {
 		return false
 	}
