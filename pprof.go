@@ -279,19 +279,19 @@ func (p *Profiler) serve(w http.ResponseWriter, r *http.Request, name string) {
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 		io.WriteString(w, strings.Join(os.Args, "\x00"))
 	case "profile":
-		p.record(w, r, name, cmp.Or(q.duration, min(30*time.Second, p.config.MaxDuration)), recording{
+		record(w, r, name, cmp.Or(q.duration, min(30*time.Second, p.config.MaxDuration)), recording{
 			start: pprof.StartCPUProfile,
 			stop:  func(io.Writer) error { pprof.StopCPUProfile(); return nil },
 		})
 	case "trace":
-		p.record(w, r, name, cmp.Or(q.duration, min(time.Second, p.config.MaxDuration)), recording{
+		record(w, r, name, cmp.Or(q.duration, min(time.Second, p.config.MaxDuration)), recording{
 			start: trace.Start,
 			stop:  func(io.Writer) error { trace.Stop(); return nil },
 		})
 	case "flight":
 		p.serveFlight(w, r)
 	default:
-		p.serveProfile(w, r, name, q)
+		serveProfile(w, r, name, q)
 	}
 }
 
@@ -393,7 +393,7 @@ func profileError(w http.ResponseWriter, status int, text string) {
 }
 
 // serveProfile answers for a profile of the runtime's or the program's.
-func (p *Profiler) serveProfile(w http.ResponseWriter, r *http.Request, name string, q profilingQuery) {
+func serveProfile(w http.ResponseWriter, r *http.Request, name string, q profilingQuery) {
 	profile := pprof.Lookup(name)
 	if profile == nil {
 		profileError(w, http.StatusNotFound, fmt.Sprintf("unknown profile %q", name))
@@ -406,7 +406,7 @@ func (p *Profiler) serveProfile(w http.ResponseWriter, r *http.Request, name str
 		return
 	}
 	if q.duration > 0 {
-		p.record(w, r, name, q.duration, recording{
+		record(w, r, name, q.duration, recording{
 			text:  q.debug != 0,
 			start: func(io.Writer) error { rate.begin(); return nil },
 			stop: func(w io.Writer) error {
@@ -544,7 +544,7 @@ type recording struct {
 // record answers with a recording of this duration. It is made in memory and
 // sent when it is whole: a slow client would hold up the flight recorder, which
 // shares a goroutine of the runtime's with a trace.
-func (p *Profiler) record(w http.ResponseWriter, r *http.Request, name string, d time.Duration, rec recording) {
+func record(w http.ResponseWriter, r *http.Request, name string, d time.Duration, rec recording) {
 	setProfileHeader(w, name, rec.text)
 	if r.Method == http.MethodHead || !releaseTimeout(w) {
 		return
@@ -751,9 +751,9 @@ func (s *slowWriter) releaseTimeout() bool {
 	return true
 }
 
-func (s *slowWriter) end() { s.endAfter(time.Since(s.start)) }
-
-func (s *slowWriter) endAfter(took time.Duration) {
+// end has the request recorded if it was slow. Only the first call counts.
+func (s *slowWriter) end() {
+	took := time.Since(s.start)
 	if !s.ended.CompareAndSwap(false, true) || took < s.threshold || !s.profiler.claimSlow() {
 		return
 	}
@@ -767,10 +767,9 @@ func (s *slowWriter) endAfter(took time.Duration) {
 }
 
 func (s *slowWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
-	took := time.Since(s.start)
 	conn, buf, err := s.exchange.Hijack()
 	if err == nil {
-		s.endAfter(took)
+		s.end()
 	}
 	return conn, buf, err
 }
