@@ -1128,7 +1128,7 @@ type exchange struct {
 	status   int   // 0 until the header is written; never informational
 	bytes    int64 // of the body, as the handler wrote it
 	hijacked bool
-	recovers bool // Recovery is around whoever asks before the handler runs
+	recovers bool // set by Recovery, before what is inside of it runs
 }
 
 // exchangeOf returns w if it is an exchange. If not, it returns a new one
@@ -1841,7 +1841,7 @@ const (
 	sniffLen           = 512 // as much as http.DetectContentType looks at
 )
 
-// compressBuffers are empty ones.
+// compressBuffers holds *compressBuffer that are empty.
 var compressBuffers = sync.Pool{New: func() any {
 	return &compressBuffer{body: make([]byte, 0, compressBufferSize)}
 }}

@@ -589,7 +589,7 @@ func waitRecording(ctx context.Context, d time.Duration, full <-chan struct{}) e
 // maxRecording is how large a trace becomes before it ends.
 const maxRecording = 32 << 20
 
-// recordingBuffer says when it has more than that.
+// recordingBuffer tells when it has more than maxRecording.
 type recordingBuffer struct {
 	bytes.Buffer
 	full chan struct{} // closed then

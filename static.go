@@ -644,7 +644,7 @@ type fileEntry struct {
 	key, name  string
 	sidecars   [len(sidecarCodings)]fileStamp // zero: not there, or too old
 	settled    bool                           // the next change is certain to be seen in the stamps
-	private    bool                           // its Cache-Control is no matter of its version
+	private    bool                           // its Cache-Control has private or no-store, and stays for a version
 	sequential bool                           // to be sent from a file that cannot seek
 	hash       string                         // "" for a large file nobody has asked the hash of
 	query      string                         // "v=" and the hash
@@ -735,7 +735,7 @@ func (s fileStamp) settled(at time.Time) bool {
 	return s.info == nil || !s.info.ModTime().After(limit) && !s.changed.After(limit)
 }
 
-// fileFlight is one look at a file that all wait for who want it.
+// fileFlight is one look at a file, which all who want the file wait for.
 type fileFlight struct {
 	done  chan struct{}
 	entry *fileEntry

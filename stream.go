@@ -436,7 +436,8 @@ func (s *JSONStream) finish() error {
 	return nil
 }
 
-// end has nothing written any more. It is called with reply.turn held.
+// end refuses all that is written from here on. It is called with reply.turn
+// held.
 func (s *JSONStream) end() {
 	s.reply.ended = true
 	s.mu.Lock()
@@ -1005,8 +1006,9 @@ func (s *SSEStream) keepAlive() (stop func()) {
 // heartbeatComment is never written to.
 var heartbeatComment = []byte(":\n\n")
 
-// end has nothing written any more: the handler is about to return, and what
-// net/http then writes is to have a deadline on a plain [http.Server] too.
+// end refuses all that is written from here on: the handler is about to return,
+// and what net/http then writes is to have a deadline on a plain [http.Server]
+// too.
 func (s *SSEStream) end() {
 	s.reply.lock()
 	s.reply.ended = true
@@ -1690,8 +1692,8 @@ type streamBuffer struct {
 	encoder *json.Encoder // to element
 }
 
-// streamBuffers are those that no ResponseWriter can be reading any more: not
-// after an error.
+// streamBuffers holds *streamBuffer that no ResponseWriter can be reading any
+// more. After an error one may be.
 var streamBuffers = sync.Pool{New: func() any {
 	b := new(streamBuffer)
 	b.encoder = json.NewEncoder(&b.element)
