@@ -7768,6 +7768,39 @@ func TestStreamOnAResponseRecorder(t *testing.T) {
 	}
 }
 
+// Whose listener makes connections of its own, through a tunnel for one, may
+// have none with deadlines.
+func TestStreamOnAConnectionWithoutWriteDeadlines(t *testing.T) {
+	for _, kind := range streamKinds {
+		t.Run(kind.name, func(t *testing.T) {
+			srv := httptest.NewUnstartedServer(kind.handler(t, func(w http.ResponseWriter, r *http.Request, s *streamWriter) {
+				if err := errors.Join(s.send("one"), s.send("two"), s.end()); err != nil {
+					t.Error(err)
+				}
+			}))
+			srv.Listener = streamTunnel{srv.Listener}
+			srv.Start()
+			defer srv.Close()
+			r := get(t, srv.Client(), srv.URL)
+			if text, err := kind.text(r.body); r.status != 200 || text != "onetwo" || err != nil {
+				t.Errorf("%d %q, %v", r.status, r.body, err)
+			}
+		})
+	}
+}
+
+// streamTunnel accepts connections that have no write deadlines.
+type streamTunnel struct{ net.Listener }
+
+func (l streamTunnel) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	return streamTunnelConn{c}, err
+}
+
+type streamTunnelConn struct{ net.Conn }
+
+func (streamTunnelConn) SetWriteDeadline(time.Time) error { return errors.New("no deadlines here") }
+
 // A goroutine that is left behind writes into nobody's reply.
 func TestStreamWritesNothingAfterItsHandler(t *testing.T) {
 	eachStream(t, func(t *testing.T, p protocol, kind streamKind) {
@@ -11003,6 +11036,7 @@ func TestProfilingReplies(t *testing.T) {
 		{"GET", "flight", 400, text, "set ProfilingConfig.FlightRecorder", [2]string{}},
 		{"POST", "heap", 405, text, "", [2]string{"Allow", "GET, HEAD"}},
 		{"DELETE", "", 405, text, "", [2]string{"Allow", "GET, HEAD"}},
+		{"get", "heap", 405, text, "", [2]string{"Allow", "GET, HEAD"}}, // methods are case-sensitive
 		{"PUT", "symbol", 405, text, "", [2]string{"Allow", "GET, HEAD, POST"}},
 	} {
 		t.Run(tt.method+" "+tt.path, func(t *testing.T) {
