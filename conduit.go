@@ -2429,9 +2429,9 @@ func releaseTimeout(w http.ResponseWriter) bool {
 
 // muteReply cuts a reply that has begun: the client sees that it is not whole,
 // and what the handler still writes, an error's text for one, goes nowhere. It
-// reports whether the connection was cut, which it is not where a writer has no
-// deadlines. A deadline in the past resets an HTTP/2 stream at once, and on
-// HTTP/1 has net/http's last flush fail, and the connection closed.
+// reports whether the connection is cut, which it is not where no deadline can be
+// set. One in the past resets an HTTP/2 stream at once, and on HTTP/1 has
+// net/http's last flush fail, and the connection closed.
 func muteReply(w http.ResponseWriter) bool {
 	err := http.NewResponseController(w).SetWriteDeadline(time.Unix(1, 0))
 	for ; w != nil; w = unwrap(w) {
@@ -2439,7 +2439,15 @@ func muteReply(w http.ResponseWriter) bool {
 			x.muted.Store(true)
 		}
 	}
-	return !errors.Is(err, http.ErrNotSupported)
+	switch {
+	case err == nil:
+		return true
+	case errors.Is(err, errCut), errors.Is(err, errFinished), errors.Is(err, http.ErrHandlerTimeout): // ErrTimeout is that
+		return true // the reply had ended before
+	case errors.Is(err, net.ErrClosed), errors.Is(err, io.ErrClosedPipe):
+		return true // and so had the connection
+	}
+	return false
 }
 
 // replyBegun reports whether a status has been chosen for the reply, as far as

@@ -7789,6 +7789,35 @@ func TestStreamOnAConnectionWithoutWriteDeadlines(t *testing.T) {
 	}
 }
 
+func TestJSONAbortCutsAConnectionWithoutWriteDeadlines(t *testing.T) {
+	h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s, err := conduit.NewNDJSONStream(w, r)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		s.Write(strings.Repeat("x", 64<<10)) // is sent at once
+		s.Abort()
+	})
+	stock := &http.Server{Handler: h}
+	l := listen(t)
+	go stock.Serve(streamTunnel{l})
+	defer stock.Close()
+	own := listen(t)
+	serveOn(t, newServer(t, &conduit.Config{Handler: h}), streamTunnel{own})
+	for name, l := range map[string]net.Listener{"http.Server": l, "Server": own} {
+		res, err := newClient(t, &http.Transport{}).Get("http://" + l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(res.Body)
+		res.Body.Close()
+		if err == nil {
+			t.Errorf("%s: %d bytes of a cut reply were taken for all", name, len(body))
+		}
+	}
+}
+
 // streamTunnel accepts connections that have no write deadlines.
 type streamTunnel struct{ net.Listener }
 
