@@ -14,6 +14,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -108,9 +109,9 @@ type GracefulShutdown struct {
 	config  ShutdownConfig
 	trigger chan struct{} // closed by Shutdown
 	once    sync.Once
+	ran     atomic.Bool
 
-	mu    sync.Mutex // guards what follows
-	ran   bool
+	mu    sync.Mutex // guards hooks
 	hooks []func(context.Context) error
 }
 
@@ -168,11 +169,7 @@ func (g *GracefulShutdown) Start() error {
 // While it runs, its signals do not have the effect they have otherwise;
 // afterwards they have it again.
 func (g *GracefulShutdown) Run(ctx context.Context, l net.Listener) error {
-	g.mu.Lock()
-	again := g.ran
-	g.ran = true
-	g.mu.Unlock()
-	if again {
+	if g.ran.Swap(true) {
 		if l != nil {
 			l.Close()
 		}
