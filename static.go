@@ -346,7 +346,7 @@ func (e *fileEntry) setHeader(h http.Header, v *fileVariant, cacheControl []stri
 		h["Last-Modified"] = e.lastModified
 	}
 	if e.varies {
-		addVary(h, varyAcceptEncoding[0])
+		addVary(h, "Accept-Encoding")
 	}
 }
 
@@ -365,10 +365,8 @@ func (e *fileEntry) setBodyHeader(h http.Header, v *fileVariant, cacheControl []
 // precondition evaluates the conditions of a request in the order of RFC 9110,
 // Section 13.2.2, and returns the status that they make, 0 for none.
 func precondition(h http.Header, e *fileEntry, v *fileVariant) int {
-	if h["If-Match"] != nil || h["If-Unmodified-Since"] != nil {
-		if !matches(h, e, v) {
-			return http.StatusPreconditionFailed
-		}
+	if !matches(h, e, v) {
+		return http.StatusPreconditionFailed
 	}
 	if tags := h["If-None-Match"]; len(tags) != 0 {
 		if tags[0] == v.etag[0] || listsTag(tags, v.etag[0], false) {
@@ -387,7 +385,8 @@ func precondition(h http.Header, e *fileEntry, v *fileVariant) int {
 	return 0
 }
 
-// matches evaluates If-Match, or else If-Unmodified-Since.
+// matches evaluates If-Match, or else If-Unmodified-Since. Without either it is
+// true.
 func matches(h http.Header, e *fileEntry, v *fileVariant) bool {
 	if tags := h["If-Match"]; len(tags) != 0 {
 		return listsTag(tags, v.etag[0], true)
@@ -471,7 +470,7 @@ func (f *FileServer) serveUncached(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 		if e, err := f.entry(f.config.Prefix+"/"+f.config.Fallback, f.config.Fallback); err == nil {
-			addVary(w.Header(), varyAcceptEncoding[0])
+			addVary(w.Header(), "Accept-Encoding")
 			u := *r.URL
 			u.RawQuery = "" // it is the application's, and no version of the page
 			r = r.WithContext(r.Context())
