@@ -301,22 +301,6 @@ func (k *timeoutWorker) serve() {
 	returned = true
 }
 
-// growStack has the goroutine's stack grow to the 8 KiB that a reply through
-// net/http needs, by the size of its own frame. A new one has 2, and to grow it
-// under a handler's frames, which are moved one by one, takes over a microsecond.
-//
-//go:noinline
-func growStack(fill bool) (sum byte) {
-	if fill { // never: the frame counts, and is not to be optimized away
-		var frame [5 << 10]byte
-		for i := range frame {
-			frame[i] = sum
-			sum += frame[int(sum)*i%len(frame)] + 1
-		}
-	}
-	return sum
-}
-
 // expire is the timer's goroutine.
 func (k *timeoutWorker) expire() {
 	t := k.t
