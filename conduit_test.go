@@ -9623,12 +9623,24 @@ func TestSSEBrokerReplays(t *testing.T) {
 	}
 }
 
-// The field of an id comes without the blanks at its ends.
+// On HTTP/1 the field of an id comes without the blanks at its ends, on HTTP/2
+// with those that the client has not taken off.
 func TestSSEBrokerKnowsAnIDWithBlanksAtItsEnds(t *testing.T) {
-	for _, id := range []string{"x ", " x", "\tx y\t"} {
+	for _, test := range []struct {
+		protocol protocol
+		id       string
+	}{
+		{http1Protocol, "x "},
+		{http1Protocol, " x"},
+		{http1Protocol, "\tx y\t"},
+		{h2cProtocol, "x "},
+		{h2cProtocol, " x"},
+		{h2cProtocol, "\tx y\t"},
+	} {
 		synctest.Test(t, func(t *testing.T) {
+			id := test.id
 			b := conduit.NewSSEBroker(nil)
-			_, client, url := streamBubble(t, http1Protocol, conduit.Config{Handler: b})
+			_, client, url := streamBubble(t, test.protocol, conduit.Config{Handler: b})
 			publish := func(id, data string) {
 				if err := b.Publish(&conduit.SSEEvent{ID: id, Data: data}); err != nil {
 					t.Fatal(err)

@@ -1192,7 +1192,7 @@ func (b *SSEBroker) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	// Before the header goes out: whoever has that misses nothing.
-	c := b.join(r.Header.Get("Last-Event-ID"))
+	c := b.join(strings.Trim(r.Header.Get("Last-Event-ID"), " \t")) // HTTP/2 leaves them
 	if c == nil {
 		w.Header().Set("Retry-After", "5")
 		http.Error(w, http.StatusText(http.StatusServiceUnavailable), http.StatusServiceUnavailable)
