@@ -127,7 +127,8 @@ func FastTimeout(d time.Duration) Middleware {
 // A context that a handler derives with a later deadline than the timeout's has
 // no timer of its own, as with any context. If its reply is one that outlives the
 // timeout, such as a [Stream], that deadline never comes: to bound the reply, have
-// [time.AfterFunc] call the cancel function of [context.WithCancel].
+// [time.AfterFunc] call the cancel function of [context.WithCancelCause] with
+// [context.DeadlineExceeded]. Without a cause it is taken for a client that has gone.
 //
 // TimeoutWith panics, naming each field, if cfg is nil, the Duration is not
 // positive or the Status is not an error.
