@@ -623,7 +623,8 @@ func (s *Server) shutdown(ctx context.Context) shutdownReport {
 	case <-stopped:
 	case <-ctx.Done():
 	}
-	// On HTTP/2 a handler may outlive its connection.
+	// A handler may outlive its connection on HTTP/2, and its request behind a
+	// Timeout.
 	s.wait(ctx, func() bool { return s.requests.Load() == 0 })
 	report.drained = s.drained.Load()
 	report.hijackedWaited = s.hijackedWaited.Load()

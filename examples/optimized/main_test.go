@@ -491,7 +491,6 @@ func TestRunServesUntilItIsStopped(t *testing.T) {
 	}
 }
 
-// The address of the profiles is in the log, and they end with the service.
 func TestStopLeavesARequestItsTime(t *testing.T) {
 	for delay, want := range map[time.Duration]time.Duration{-1: -1, 0: -1, time.Second: time.Second, time.Minute: time.Minute} {
 		cfg := newShutdownConfig(delay)
@@ -504,6 +503,7 @@ func TestStopLeavesARequestItsTime(t *testing.T) {
 	}
 }
 
+// The address of the profiles is in the log, and they end with the service.
 func TestRunServesProfiles(t *testing.T) {
 	keepDefaultLogger(t)
 	ctx, stop := context.WithCancel(t.Context())
