@@ -548,7 +548,8 @@ func (s *Server) Drain() {
 // of the requests that are left are cancelled with a cause, their connections
 // are closed, and the error says how many and wraps [context.Cause] of ctx.
 // Handlers that a [Timeout] has answered for are waited for, and so are those
-// that have hijacked their connection, which is left alone.
+// that have hijacked their connection, which is left alone. A handler must not
+// call Shutdown and wait: it would be for itself.
 //
 // Shutdown has no delay and runs no hooks: that is [GracefulShutdown], which a
 // service behind a load balancer wants. Shutdown may be called before Serve,

@@ -164,7 +164,8 @@ func (g *GracefulShutdown) Start() error {
 // ends, Shutdown is called or the server stops for another reason. It shuts
 // down and returns nil after a clean end. The error joins everything that went
 // wrong: why the server could not serve, how many connections had to be cut,
-// which hooks failed. It runs once; a second call returns an error. Run closes l.
+// which hooks failed. It runs once; a second call returns an error. Run closes l,
+// also when it is refused.
 //
 // While it runs, its signals do not have the effect they have otherwise;
 // afterwards they have it again.

@@ -609,7 +609,7 @@ func JSONHandler[T any](items func(*http.Request) iter.Seq2[T, error]) http.Hand
 // client that has gone nothing is said, nor is a 500 logged.
 func replyForStream(w http.ResponseWriter, r *http.Request) {
 	if clientGone(r.Context()) {
-		muteReply(w)
+		cutReply(w, r)
 		return
 	}
 	http.Error(w, http.StatusText(http.StatusInternalServerError), http.StatusInternalServerError)
