@@ -102,12 +102,8 @@ const attackLimit = 40 * time.Second
 // measureAttacks writes a table of how n attackers fare, and others meanwhile.
 func measureAttacks(ctx context.Context, n int, stdout io.Writer) error {
 	// A file that is sent has a descriptor beside its connection's.
-	var limit syscall.Rlimit
-	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
+	if err := mayOpen(uint64(2*n+100), fmt.Sprintf("%d attackers need", n)); err != nil {
 		return err
-	}
-	if need := uint64(2*n + 100); limit.Cur < need {
-		return fmt.Errorf("%d attackers need %d file descriptors and the limit is %d: raise it with ulimit -n %d", n, need, limit.Cur, need)
 	}
 	dir, err := os.MkdirTemp("", "conduit-attack-")
 	if err != nil {

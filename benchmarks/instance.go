@@ -58,13 +58,7 @@ func serveUntilShutdown(l net.Listener, mux *http.ServeMux, delay time.Duration)
 			w.WriteHeader(http.StatusServiceUnavailable)
 		}
 	})
-	srv := &http.Server{
-		Handler:           mux,
-		ReadTimeout:       readTimeout,
-		ReadHeaderTimeout: readHeaderTimeout,
-		WriteTimeout:      writeTimeout,
-		IdleTimeout:       idleTimeout,
-	}
+	srv := newServer(mux)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
 	served := make(chan error, 1)

@@ -82,20 +82,22 @@ const (
 
 // serveHandler serves h with net/http's own server.
 func serveHandler(s *site, l, secure net.Listener, h http.Handler) (*service, error) {
-	newServer := func() *http.Server {
-		return &http.Server{
-			Handler:           h,
-			ReadTimeout:       readTimeout,
-			ReadHeaderTimeout: readHeaderTimeout,
-			WriteTimeout:      writeTimeout,
-			IdleTimeout:       idleTimeout,
-		}
-	}
-	plain, overTLS := newServer(), newServer()
+	plain, overTLS := newServer(h), newServer(h)
 	go plain.Serve(l)
 	go overTLS.ServeTLS(secure, s.certFile, s.keyFile)
 	return &service{
 		server: plain,
 		stop:   func() error { return errors.Join(plain.Close(), overTLS.Close()) },
 	}, nil
+}
+
+// newServer returns a plain server with the timeouts of all.
+func newServer(h http.Handler) *http.Server {
+	return &http.Server{
+		Handler:           h,
+		ReadTimeout:       readTimeout,
+		ReadHeaderTimeout: readHeaderTimeout,
+		WriteTimeout:      writeTimeout,
+		IdleTimeout:       idleTimeout,
+	}
 }

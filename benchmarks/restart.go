@@ -49,12 +49,7 @@ error_log DIR/proxy.log;
 events { worker_connections 4096; }
 http {
 	access_log off;
-	client_body_temp_path DIR/nginx-body;
-	proxy_temp_path DIR/nginx-proxy;
-	fastcgi_temp_path DIR/nginx-fastcgi;
-	uwsgi_temp_path DIR/nginx-uwsgi;
-	scgi_temp_path DIR/nginx-scgi;
-	upstream instances {
+` + nginxTempPaths + `	upstream instances {
 		server FIRST fail_timeout=1s;
 		server SECOND fail_timeout=1s;
 		keepalive 64;
@@ -97,10 +92,7 @@ func measureRestarts(ctx context.Context, times int, stdout io.Writer) error {
 	fmt.Fprintf(stdout, "%s.\n%d clients behind a proxy, two instances, each restarted %d times.\n\n", machine(), clients, times)
 	fmt.Fprint(stdout, "| proxy | server | POSTs | failed | of them executed | answered, not executed | executed twice |\n|---|---|---|---|---|---|---|\n")
 	for _, p := range restartProxies() {
-		program, err := exec.LookPath(p.program)
-		if err != nil {
-			program, err = exec.LookPath("/usr/sbin/" + p.program)
-		}
+		program, err := findProgram(p.program)
 		if err != nil {
 			fmt.Fprintf(os.Stderr, "without %s: it is not installed\n", p.title)
 			continue
@@ -241,10 +233,8 @@ func waitFor(ctx context.Context, done func() bool) error {
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
 	for !done() {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(20 * time.Millisecond):
+		if err := sleep(ctx, 20*time.Millisecond); err != nil {
+			return err
 		}
 	}
 	return nil
