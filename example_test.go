@@ -632,11 +632,9 @@ func ExampleNewFileServer() {
 	body, _ := io.ReadAll(res.Body)
 	fmt.Print(string(body))
 	fmt.Println(res.Header.Get("Content-Type"))
-	fmt.Println(res.Header.Get("Cache-Control"))
 	// Output:
 	// hello
 	// text/plain; charset=utf-8
-	// public, max-age=31536000
 }
 
 // A single-page application in the binary. The map stands for the embed.FS that

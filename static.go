@@ -4,7 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"container/list"
-	"crypto/rand"
+	"context"
 	"crypto/sha256"
 	"encoding/base64"
 	"errors"
@@ -19,7 +19,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
-	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -28,59 +28,67 @@ import (
 	"time"
 )
 
-// FileServer serves the files of a directory or an [fs.FS]: small ones from
-// memory, with their headers, their ETag and their gzip form made once per
-// content, large ones by sendfile.
+// FileServer serves the files of a directory or an [fs.FS]. Small files come
+// from memory, with their header, entity tag and gzip form made once per
+// content; large files go by sendfile.
 //
-// It answers GET and HEAD, and 405 to anything else. A directory is answered
-// with its index file, never with a listing. Conditions and ranges are those
-// of [RFC 9110], Sections 13 and 14. Text of 1 KiB and more goes out as gzip to
-// clients that accept it, except in answer to a Range; [Compression] around a
-// FileServer leaves that alone.
+// It answers GET and HEAD, and 405 to other methods. A directory gets its index
+// file, never a listing. Conditions and ranges are those of [http.ServeContent];
+// a request for more than 64 ranges gets the whole file. Text of 1 KiB and more
+// is sent as gzip to clients that accept it, except in answer to a Range.
+// [Compression] around a FileServer leaves that as it is.
 //
-// Caching: a reply may be kept for a year, which is CacheControl's default, and
-// HTML must be asked for again, so that a page knows of its new scripts. To
-// have those fetched, give them new names, or let [FileServer.URL] add the hash
-// of the content: a URL with the right hash is immutable, and one with another
-// must be asked for again.
+// # Caching by clients
 //
-// Files may change at any time. They are looked at again when Recheck has
-// passed, and replies never mix two contents: an ETag of what is cached is the
-// hash of the very bytes sent, and a large file that changes on its way is cut
-// short. A file should be replaced by renaming all the same: of one above 256
-// KiB that is written into, a client may get a mixture, since what the kernel
-// has yet to send is the file itself. The directory itself may be replaced too,
-// such as a link that is turned to the next release.
+// Clients may keep a file for a year, which is CacheControl's default. They
+// must ask again for HTML each time, so that a page always names its current
+// scripts. To have a changed script fetched, give it a new name, or let
+// [FileServer.URL] add its version: a URL with the current version may be kept
+// for ever, and one with any other version must be asked for again.
 //
-// Nothing outside the directory is served: a path is refused unless it is in
-// its shortest form, without backslashes, control characters, encoded slashes
-// and names that end in a dot, and [os.Root] sees to links. Names that begin
-// with a dot are refused, except .well-known, and so are devices, pipes and
-// sockets. What is refused gets the 404 of a file that is not there.
+// # Files that change
 //
-// A client that takes nothing for the server's WriteTimeout, or 15 seconds where
-// there is none, is let go, at the latest when twice that has passed. One that
-// goes on taking is never cut, neither by WriteTimeout nor by a [Timeout] around
-// the FileServer. What a client has taken shows only when a third of the kernel's
-// buffer has drained: 64 KiB where the buffer is small, as it is for a client that
-// is slow across a network, and over a megabyte on loopback. That much has to be
-// taken within that time, which is never less than 3 seconds.
+// Files may change at any time. Two times say when a client sees it:
 //
-// Its methods may be called from any goroutine.
+//   - Recheck, 1 second by default: the FileServer looks at a cached file again
+//     when so much time has passed since the last look. A new file is seen at
+//     once.
+//   - One second: a file whose modification time is younger may still be being
+//     written, and the next write may leave time and size as they are. It is
+//     sent with "no-cache", whatever its URL, and is read again at the next
+//     look. The year begins when it is older.
 //
-// [RFC 9110]: https://www.rfc-editor.org/rfc/rfc9110
+// The entity tag of a file up to MaxCachedFile is a hash of the bytes sent. That
+// of a larger one is made of modification time and size, and is weak while the
+// file is younger than a second. Replace large files by renaming: a client that
+// is receiving a file while somebody writes into it gets a mixture. The
+// directory itself may be replaced too, such as a link to the current release.
+//
+// # What is not served
+//
+// Nothing outside the directory is served. A path must be in its shortest form,
+// without backslashes, control characters, encoded slashes and names that end
+// in a dot. [os.Root] keeps links inside the directory, and follows no absolute
+// link, even to a place inside; FS with [os.DirFS] follows all. Names that
+// begin with a dot, except .well-known, and devices, pipes and sockets are
+// refused. All of these get the 404 of a missing file. An error that does not
+// mean a missing file is logged and gets a 500.
+//
+// # Slow clients
+//
+// A client that takes nothing for the server's WriteTimeout is disconnected
+// before twice that time has passed. Without a WriteTimeout it is 15 seconds,
+// and 3 seconds at least: the kernel shows progress only when a third of its
+// buffer is free again. A client that makes progress is never cut, neither by
+// WriteTimeout nor by a [Timeout] around the FileServer.
+//
+// The methods may be called from any goroutine.
 type FileServer struct {
 	config FileServerConfig
-	tree   fileTree
-	cache  *fileCache
-	start  time.Time   // what instants are counted from
-	gone   atomic.Bool // the directory is missing, and that has been logged
-	closed atomic.Bool
-
-	cacheControl, htmlCacheControl []string
-
-	mu      sync.Mutex // guards flights
-	flights map[string]*fileFlight
+	start  time.Time // what fileEntry.freshUntil counts from
+	cache  fileCache
+	looks  sync.Map    // the looks at files under way, by key
+	gone   atomic.Bool // Dir is missing, and that has been logged
 }
 
 // FileServerConfig configures [NewFileServerWith]. A zero field means the
@@ -102,61 +110,49 @@ type FileServerConfig struct {
 	// Index is the file that stands for its directory, "index.html" by default.
 	Index string
 
-	// Fallback, when set, is the file that answers for unknown paths without an
-	// extension, if the client accepts text/html: the page of a single-page
-	// application.
+	// Fallback is the file that answers for unknown paths, if the client accepts
+	// text/html: the page of a single-page application. Empty: none. Paths with
+	// an extension, and paths that are refused by their form, such as one that
+	// begins with a dot or ends in one, get a 404 all the same. An application
+	// with such routes serves its page from NotFound.
 	Fallback string
 
-	// NotFound, when set, answers where there is no file. Its status is the
-	// reply's: 404, as a rule.
+	// NotFound answers where there is no file, with any status. The default
+	// answers 404.
 	NotFound http.Handler
 
 	// CacheControl is the Cache-Control of files, "public, max-age=31536000" by
-	// default. One with private or no-store also holds for what is fetched by
-	// [FileServer.URL], which is not immutable then.
+	// default. One with private or no-store also holds for URLs of
+	// [FileServer.URL], which are not immutable then.
 	CacheControl string
 
-	// HTMLCacheControl is that of HTML, index files and the fallback,
-	// "no-cache" by default.
+	// HTMLCacheControl is the Cache-Control of HTML, index files and the
+	// fallback, "no-cache" by default.
 	HTMLCacheControl string
 
 	// Dotfiles allows names that begin with a dot.
 	Dotfiles bool
 
 	// Precompressed serves name.br, name.zst or name.gz for name to clients
-	// that prefer the coding, if the file is not older than name.
+	// that accept the coding. Such a file counts once it is a second old, not
+	// empty, and at most a second older than name. A tool that writes it for
+	// longer should do so under another name, and rename it.
 	Precompressed bool
 
 	// CacheBytes bounds the memory for cached files, 64 MiB by default.
-	// Negative: all files are sent as large ones are, and what is known of them
-	// takes 1 MiB at most.
+	// Negative: no contents are kept, and the rest takes 1 MiB at most.
 	CacheBytes int64
 
-	// MaxCachedFile is the size up to which a file is cached, 1 MiB by default
-	// and at most a quarter of CacheBytes. Of files above 256 KiB only the gzip
-	// form is kept. Files above MaxCachedFile are sent as they are, with an ETag
-	// made of size and modification time. Negative: none is cached.
+	// MaxCachedFile is the size up to which a file is kept in memory, 1 MiB by
+	// default and at most an eighth of CacheBytes. Of a file above 256 KiB in
+	// Dir only the gzip form is kept. Negative: none. A larger file in FS that
+	// cannot seek is sent without ranges.
 	MaxCachedFile int64
 
-	// Recheck is how long a cached file is served before the next look whether
-	// it has changed, 1 second by default. Negative: for ever.
+	// Recheck is how long a cached file is served before the next look at it, 1
+	// second by default. Negative: for ever, once it is a second old.
 	Recheck time.Duration
 }
-
-const (
-	residentFile = 256 << 10 // up to this size a file's own bytes are kept
-	fileGzipMin  = 1 << 10   // from this size on text is coded
-	fileGzip     = 6         // the level, paid once per content
-
-	// racyWindow is how old a change must be for the next one to be certain
-	// to have another time. Kernels and file systems that count in full
-	// seconds are the coarsest in use.
-	racyWindow = time.Second
-)
-
-// earliestTime is later than the times that stand for none: the zero ones of
-// package time, of Unix and of DOS, which zip files have, and the 1 of Nix.
-var earliestTime = time.Date(1980, 1, 2, 0, 0, 0, 0, time.UTC)
 
 func (c *FileServerConfig) withDefaults() (FileServerConfig, error) {
 	var d FileServerConfig
@@ -171,32 +167,37 @@ func (c *FileServerConfig) withDefaults() (FileServerConfig, error) {
 	if d.CacheBytes < 0 {
 		d.CacheBytes, d.MaxCachedFile = 1<<20, -1
 	}
-	d.MaxCachedFile = min(d.MaxCachedFile, d.CacheBytes/4)
+	d.MaxCachedFile = min(d.MaxCachedFile, d.CacheBytes/8)
 	d.Recheck = cmp.Or(d.Recheck, time.Second)
+	prefix := strings.TrimSuffix(d.Prefix, "/")
 
-	var faults faultList
+	var errs faultList
 	switch {
 	case d.Dir == "" && d.FS == nil:
-		faults.add("Dir: is required, or FS")
+		errs.add("Dir: is required, or FS")
 	case d.Dir != "" && d.FS != nil:
-		faults.add("FS: is set, and Dir too")
-	}
-	if d.Prefix != "" && (d.Prefix[0] != '/' || path.Clean(d.Prefix) != strings.TrimSuffix(d.Prefix, "/") && d.Prefix != "/") {
-		faults.add("Prefix: %q is not a path that begins with a slash and is in its shortest form", d.Prefix)
-	}
-	d.Prefix = strings.TrimSuffix(d.Prefix, "/")
-	for _, s := range []struct{ field, name string }{{"Index", d.Index}, {"Fallback", d.Fallback}} {
-		if s.name != "" && (!validFileName(s.name) || s.name == ".") {
-			faults.add("%s: %q is not the name of a file below the root", s.field, s.name)
+		errs.add("FS: is set, and Dir too")
+	case d.Dir != "":
+		dir, err := filepath.Abs(d.Dir) // the process may change its directory
+		if err == nil {
+			d.FS = dirFS(dir)
+			_, err = fs.Stat(d.FS, ".")
+		}
+		if err != nil {
+			errs.add("Dir: %w", err)
 		}
 	}
-	if validFileName(d.Index) && strings.Contains(d.Index, "/") {
-		faults.add("Index: %q has a slash, and stands for the directory that it is in", d.Index)
+	if prefix != "" && (prefix[0] != '/' || path.Clean(prefix) != prefix) {
+		errs.add("Prefix: %q is not a path that begins with a slash and is in its shortest form", d.Prefix)
 	}
-	if d.Fallback != "" && !d.Dotfiles && validFileName(d.Fallback) && hasDotfile(d.Fallback) {
-		faults.add("Fallback: %q begins with a dot, and Dotfiles is not set", d.Fallback)
+	d.Prefix = prefix
+	if !validFileName(d.Index) || strings.Contains(d.Index, "/") {
+		errs.add("Index: %q is not the name of a file in a directory", d.Index)
 	}
-	return d, errors.Join(faults...)
+	if d.Fallback != "" && !validFileName(d.Fallback) {
+		errs.add("Fallback: %q is not the name of a file below the root", d.Fallback)
+	}
+	return d, errors.Join(errs...)
 }
 
 // NewFileServer serves the directory dir at URLs that begin with prefix, with
@@ -212,134 +213,186 @@ func NewFileServer(dir, prefix string) *FileServer {
 
 // NewFileServerWith returns a FileServer for cfg, which it copies. The error
 // names every faulty field: neither or both of Dir and FS, a directory that
-// cannot be opened, a Prefix without a slash, an Index or a Fallback that is
-// outside the root.
+// cannot be opened, a Prefix without a slash, an Index or a Fallback outside
+// the root.
 func NewFileServerWith(cfg *FileServerConfig) (*FileServer, error) {
 	c, err := cfg.withDefaults()
-	f := &FileServer{
-		config:           c,
-		tree:             fsTree{c.FS},
-		cache:            newFileCache(c.CacheBytes),
-		start:            time.Now(),
-		cacheControl:     []string{c.CacheControl},
-		htmlCacheControl: []string{c.HTMLCacheControl},
-		flights:          make(map[string]*fileFlight),
-	}
-	if c.Dir != "" {
-		tree, dirErr := newDirTree(c.Dir, c.Recheck >= 0)
-		if err = errors.Join(err, dirErr); err != nil && dirErr == nil {
-			tree.close()
-		}
-		f.tree = tree
-	}
 	if err != nil {
 		return nil, err
 	}
+	f := &FileServer{config: c, start: time.Now()}
+	f.cache.limit, f.cache.entries = c.CacheBytes, make(map[string]*fileEntry)
 	return f, nil
 }
 
 // ServeHTTP answers a request for a file.
 func (f *FileServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if r.URL.RawPath == "" && (r.Method == http.MethodGet || r.Method == http.MethodHead) {
-		if e := f.cache.get(r.URL.Path); e != nil && f.isFresh(e) {
-			f.serve(w, r, e, 0)
+	if !onlyReads(w, r) {
+		return
+	}
+	if r.URL.RawPath == "" {
+		if e := f.fresh(r.URL.Path); e != nil {
+			f.serve(w, r, e)
 			return
 		}
 	}
-	f.serveUncached(w, r)
+	name, ok := f.nameOf(r.URL)
+	if !ok {
+		f.serveError(w, r, fs.ErrNotExist)
+		return
+	}
+
+	e, err := f.lookup(r.Context(), r.URL.Path, name)
+	if errors.Is(err, errIsDirectory) {
+		if _, err := f.stat(path.Join(name, f.config.Index)); err == nil {
+			redirectToDirectory(w, r)
+			return
+		}
+	}
+	if e == nil && isNotThere(err) && f.config.Fallback != "" && path.Ext(r.URL.Path) == "" {
+		addVary(w.Header(), "Accept")
+		if strings.Contains(strings.ToLower(r.Header.Get("Accept")), "text/html") {
+			e, err = f.lookup(r.Context(), f.config.Prefix+"/"+f.config.Fallback, f.config.Fallback)
+		}
+	}
+	if e == nil {
+		f.serveError(w, r, err)
+		return
+	}
+	f.serve(w, r, e)
 }
 
-func (f *FileServer) now() int64 { return int64(time.Since(f.start)) }
-
-func (f *FileServer) isFresh(e *fileEntry) bool {
-	return f.config.Recheck < 0 || f.now()-e.checked.Load() < int64(f.config.Recheck)
+// URL returns the path at which the file is served, with the version of its
+// content: "/static/app.js?v=VERSION". A client may keep it for ever, for a
+// changed file has another URL; use it in templates. For a name without a file
+// it returns the path alone.
+func (f *FileServer) URL(name string) string {
+	u := url.URL{Path: f.config.Prefix + "/" + strings.TrimLeft(name, "/")} // a second slash would begin a host
+	if file, ok := f.nameOf(&u); ok {
+		if e, _ := f.lookup(context.Background(), u.Path, file); e != nil {
+			u.RawQuery = e.query
+		}
+	}
+	return u.String()
 }
 
-// These are shared by replies and never written to.
+// Close returns nil. A FileServer keeps no file open, and its memory goes with
+// the last reference to it.
+func (f *FileServer) Close() error { return nil }
+
+// nameOf returns the name of the file that a URL asks for: the index where the
+// path ends in a slash. It is false if the path has a form that is refused.
+func (f *FileServer) nameOf(u *url.URL) (string, bool) {
+	name, ok := strings.CutPrefix(u.Path, f.config.Prefix)
+	if f.config.Prefix != "" && ok {
+		if name == "" {
+			return ".", true // the directory without its slash
+		}
+		ok = name[0] == '/'
+	}
+	name = strings.TrimPrefix(name, "/")
+	if name == "" || strings.HasSuffix(name, "/") {
+		name += f.config.Index
+	}
+
+	hidden := strings.Contains(strings.ReplaceAll("/"+name+"/", "/.well-known/", "/"), "/.") // RFC 8615
+	encoded := strings.Contains(strings.ToLower(u.RawPath), "%2f")
+	return name, ok && validFileName(name) && !encoded && (f.config.Dotfiles || !hidden)
+}
+
+// validFileName reports whether a name is in its shortest form and means the
+// same on every system. Windows drops a dot at the end.
+func validFileName(name string) bool {
+	return fs.ValidPath(name) && !strings.Contains(name+"/", "./") &&
+		!strings.ContainsFunc(name, func(c rune) bool { return c < ' ' || c == '\\' || c == 0x7f })
+}
+
+// redirectToDirectory adds the slash. The location is relative, which keeps it
+// on this host, and below what a router has stripped.
+func redirectToDirectory(w http.ResponseWriter, r *http.Request) {
+	location := url.URL{Path: path.Base(r.URL.Path) + "/", RawQuery: r.URL.RawQuery}
+	w.Header().Set("Location", location.String())
+	w.Header()["X-Content-Type-Options"] = nosniffValue
+	w.WriteHeader(http.StatusMovedPermanently)
+}
+
+// serveError answers for a file that is not there or cannot be read. Nobody may
+// keep that as if it were the file, even if a middleware has allowed it for
+// every response.
+func (f *FileServer) serveError(w http.ResponseWriter, r *http.Request, err error) {
+	status := http.StatusInternalServerError
+	if isNotThere(err) {
+		status = http.StatusNotFound
+		if f.config.NotFound != nil {
+			f.config.NotFound.ServeHTTP(w, r)
+			return
+		}
+	}
+	clearRepresentation(w.Header())
+	http.Error(w, http.StatusText(status), status)
+}
+
+// serve answers with a file. It allocates nothing for a file in memory, unless
+// the request has a Range, or a condition other than the tag or date of that
+// very entry.
+func (f *FileServer) serve(w http.ResponseWriter, r *http.Request, e *fileEntry) {
+	ranged := r.Header["Range"] != nil
+	v := &e.variants[0]
+	if len(e.codings) != 0 && !ranged {
+		v = &e.variants[1+slices.Index(e.codings, negotiate(r.Header, e.codings...))]
+	}
+
+	switch e.status(r, v, ranged) {
+	case http.StatusNotModified:
+		e.setHeader(w.Header(), v, r.URL.RawQuery)
+		w.WriteHeader(http.StatusNotModified)
+	case http.StatusOK:
+		if r.Method == http.MethodGet && !releaseTimeout(w) {
+			return
+		}
+		e.setBodyHeader(w.Header(), v, r.URL.RawQuery)
+		switch {
+		case r.Method == http.MethodHead:
+			w.WriteHeader(http.StatusOK)
+		case len(v.body) <= 16<<10 && writeTimeoutOf(r.Context()) > 0:
+			w.Write(v.body) // WriteTimeout is enough
+		default:
+			newFileWriter(w, r, v).Write(v.body)
+		}
+	default:
+		f.serveContent(w, r, e, v)
+	}
+}
+
+// status returns the status of a response from memory, 0 if it takes
+// [http.ServeContent] to tell.
+func (e *fileEntry) status(r *http.Request, v *fileVariant, ranged bool) int {
+	tags, since := r.Header["If-None-Match"], r.Header["If-Modified-Since"]
+	switch {
+	case r.Header["If-Match"] != nil, r.Header["If-Unmodified-Since"] != nil:
+		return 0
+	case tags == nil && since == nil:
+		if ranged && v.size > 0 || v.body == nil && r.Method != http.MethodHead {
+			return 0
+		}
+		return http.StatusOK
+	case slices.Equal(tags, v.etag), tags == nil && slices.Equal(since, e.lastModified):
+		return http.StatusNotModified
+	}
+	return 0
+}
+
+// These are shared by responses and never written to.
 var (
 	acceptRangesValue = []string{"bytes"}
 	immutableValue    = []string{"public, max-age=31536000, immutable"}
-	staleVersionValue = []string{"no-cache"}
+	noCacheValue      = []string{"no-cache"}
+	noStoreValue      = []string{"no-store"}
 )
 
-// serve answers with a file that is there. With an entry whose bytes are in
-// memory it allocates nothing, unless the request has conditions other than
-// the tag of that very entry, or ranges. It is attempted again when a file turns
-// out to have changed since the entry was made.
-func (f *FileServer) serve(w http.ResponseWriter, r *http.Request, e *fileEntry, attempt int) {
-	e, cacheControl := f.versioned(e, r.URL.RawQuery)
-	ranges := r.Method == http.MethodGet && r.Header["Range"] != nil
-	v := &e.identity
-	if len(e.coded) != 0 && !ranges {
-		v = e.coding(negotiate(r.Header, e.codings...))
-	}
-
-	switch precondition(r.Header, e, v) {
-	case http.StatusPreconditionFailed:
-		fileError(w, http.StatusPreconditionFailed)
-		return
-	case http.StatusNotModified:
-		e.setHeader(w.Header(), v, cacheControl)
-		w.WriteHeader(http.StatusNotModified)
-		return
-	}
-	switch {
-	case r.Method == http.MethodHead:
-		e.setBodyHeader(w.Header(), v, cacheControl)
-		w.WriteHeader(http.StatusOK)
-	case ranges || v.body == nil:
-		f.serveParts(w, r, e, v, cacheControl, attempt)
-	case releaseTimeout(w):
-		e.setBodyHeader(w.Header(), v, cacheControl)
-		srv, ok := r.Context().Value(http.ServerContextKey).(*http.Server)
-		if len(v.body) <= directWrite && !(ok && srv.WriteTimeout <= 0) {
-			w.Write(v.body)
-			return
-		}
-		s := fileSender{w: w, variant: v}
-		s.begin(r)
-		s.send(fileRange{0, v.size})
-	}
-}
-
-// directWrite is up to what size a body is sent under the server's WriteTimeout,
-// where it has one, instead of a deadline that moves.
-const directWrite = 16 << 10
-
-// versioned returns what answers a request with this query, and its
-// Cache-Control. That is e, with the hash where the query asks for a version.
-func (f *FileServer) versioned(e *fileEntry, query string) (*fileEntry, []string) {
-	if query == "" || e.private {
-		return e, e.cacheControl
-	}
-	if query == e.query {
-		return e, immutableValue
-	}
-	version, ok := versionOf(query)
-	if !ok {
-		return e, e.cacheControl
-	}
-	if !e.identity.isWeak() { // or the hash would be made again and again
-		e = f.hashed(e)
-	}
-	if version == e.hash && e.hash != "" && !e.identity.isWeak() {
-		return e, immutableValue
-	}
-	return e, staleVersionValue
-}
-
-// versionOf returns the value of v in a query.
-func versionOf(query string) (string, bool) {
-	if !strings.Contains(query, "v=") {
-		return "", false
-	}
-	values, _ := url.ParseQuery(query)
-	return values.Get("v"), values.Has("v")
-}
-
 // setHeader sets what a 200, a 206 and a 304 have in common.
-func (e *fileEntry) setHeader(h http.Header, v *fileVariant, cacheControl []string) {
-	h["Cache-Control"] = cacheControl
+func (e *fileEntry) setHeader(h http.Header, v *fileVariant, query string) {
+	h["Cache-Control"] = e.cacheControlFor(query)
 	h["Etag"] = v.etag
 	h["X-Content-Type-Options"] = nosniffValue
 	if e.lastModified != nil {
@@ -351,574 +404,473 @@ func (e *fileEntry) setHeader(h http.Header, v *fileVariant, cacheControl []stri
 }
 
 // setBodyHeader sets the header of a 200.
-func (e *fileEntry) setBodyHeader(h http.Header, v *fileVariant, cacheControl []string) {
-	e.setHeader(h, v, cacheControl)
+func (e *fileEntry) setBodyHeader(h http.Header, v *fileVariant, query string) {
+	e.setHeader(h, v, query)
 	h["Content-Type"] = e.contentType
 	h["Content-Length"] = v.length
-	if v.coding != "" {
+	if v.encoding != nil {
 		h["Content-Encoding"] = v.encoding
-	} else if !e.sequential {
+	}
+	if v.ranges {
 		h["Accept-Ranges"] = acceptRangesValue
 	}
 }
 
-// precondition evaluates the conditions of a request in the order of RFC 9110,
-// Section 13.2.2, and returns the status that they make, 0 for none.
-func precondition(h http.Header, e *fileEntry, v *fileVariant) int {
-	if !matches(h, e, v) {
-		return http.StatusPreconditionFailed
+// cacheControlFor returns the Cache-Control for a URL with this query.
+func (e *fileEntry) cacheControlFor(query string) []string {
+	switch {
+	case query == "", e.private, !e.stable:
+		return e.cacheControl
+	case query == e.query:
+		return immutableValue
+	case strings.Contains("&"+query, "&v="):
+		return noCacheValue
 	}
-	if tags := h["If-None-Match"]; len(tags) != 0 {
-		if tags[0] == v.etag[0] || listsTag(tags, v.etag[0], false) {
-			return http.StatusNotModified
-		}
-		return 0
-	}
-	if since := h["If-Modified-Since"]; len(since) == 1 && e.lastModified != nil {
-		if since[0] == e.lastModified[0] {
-			return http.StatusNotModified
-		}
-		if t, err := http.ParseTime(since[0]); err == nil && !e.modified.After(t) {
-			return http.StatusNotModified
-		}
-	}
-	return 0
+	return e.cacheControl
 }
 
-// matches evaluates If-Match, or else If-Unmodified-Since. Without either it is
-// true.
-func matches(h http.Header, e *fileEntry, v *fileVariant) bool {
-	if tags := h["If-Match"]; len(tags) != 0 {
-		return listsTag(tags, v.etag[0], true)
-	}
-	since := h["If-Unmodified-Since"]
-	if len(since) != 1 || e.lastModified == nil {
-		return true
-	}
-	t, err := http.ParseTime(since[0])
-	return err != nil || !e.modified.After(t)
-}
+// maxRanges is more than any honest client asks for at once. The header of each
+// part is longer than a short range.
+const maxRanges = 64
 
-// listsTag reports whether a list of entity tags has this one, or is a *. The
-// strong comparison takes only equal strong tags for the same.
-func listsTag(lines []string, tag string, strong bool) bool {
-	if strong && tag[0] == 'W' {
-		return len(lines) == 1 && strings.Trim(lines[0], " \t") == "*"
-	}
-	for _, rest := range lines {
-		for {
-			rest = strings.TrimLeft(rest, " \t,")
-			if rest == "" {
-				break
-			}
-			if rest[0] == '*' {
-				return true
-			}
-			opaque, weak := strings.CutPrefix(rest, "W/")
-			if opaque == "" || opaque[0] != '"' {
-				break
-			}
-			end := strings.IndexByte(opaque[1:], '"')
-			if end < 0 {
-				break
-			}
-			if opaque[:end+2] == strings.TrimPrefix(tag, "W/") && !(strong && weak) {
-				return true
-			}
-			rest = opaque[end+2:]
-		}
-	}
-	return false
-}
-
-// serveUncached finds the file of a request that the cache has no fresh answer
-// for, and says what to do where there is none.
-func (f *FileServer) serveUncached(w http.ResponseWriter, r *http.Request) {
-	if !onlyReads(w, r) {
-		return
-	}
-	name, ok := f.nameOf(r.URL)
-	if !ok {
-		f.notFound(w, r)
-		return
-	}
-	isDir := name == "" || strings.HasSuffix(name, "/")
-	file := name
-	if isDir {
-		file += f.config.Index
-	}
-	e, err := f.entry(r.URL.Path, file)
-	if err == nil {
-		f.serve(w, r, e, 0)
-		return
-	}
-	if !isDir && errors.Is(err, errIsDirectory) {
-		// The index decides: a directory without one is not there.
-		if _, err = f.tree.stat(path.Join(name, f.config.Index)); err == nil {
-			redirectToDirectory(w, r)
+// serveContent has net/http answer conditions and ranges, and requests for
+// bytes that are not in memory.
+func (f *FileServer) serveContent(w http.ResponseWriter, r *http.Request, e *fileEntry, v *fileVariant) {
+	var content io.ReadSeeker = bytes.NewReader(v.body)
+	info := v.info
+	if v.body == nil {
+		file, opened, err := f.openRegular(v.name)
+		if err != nil {
+			f.cache.put(e.key, nil)
+			f.logError(r.Context(), v.name, err)
+			f.serveError(w, r, err)
 			return
 		}
+		defer file.Close()
+		info = opened
+		if content, _ = file.(io.ReadSeeker); content == nil {
+			content = wholeFile{file, info.Size()}
+		}
 	}
-	if f.isUnavailable(r, err) {
-		fileError(w, http.StatusInternalServerError)
+	if !releaseTimeout(w) {
 		return
 	}
-	if f.config.Fallback != "" && (path.Ext(name) == "" || name == ".") {
-		addVary(w.Header(), "Accept")
-		if !acceptsHTML(r.Header) {
-			f.notFound(w, r)
-			return
-		}
-		if e, err := f.entry(f.config.Prefix+"/"+f.config.Fallback, f.config.Fallback); err == nil {
-			addVary(w.Header(), "Accept-Encoding")
-			u := *r.URL
-			u.RawQuery = "" // it is the application's, and no version of the page
-			r = r.WithContext(r.Context())
-			r.URL = &u
-			f.serve(w, r, e, 0)
-			return
-		}
+
+	h, modified := w.Header(), e.modified
+	e.setBodyHeader(h, v, r.URL.RawQuery)
+	if !sameFile(info, v.info) { // it has just changed: no validators, and a new look for the next request
+		f.cache.put(e.key, nil)
+		delete(h, "Etag")
+		delete(h, "Last-Modified")
+		modified = time.Time{}
+		h["Content-Length"] = []string{strconv.FormatInt(info.Size(), 10)}
+		h["Cache-Control"] = e.noCache()
 	}
-	f.notFound(w, r)
+	if ranges := r.Header.Get("Range"); ranges != "" && !v.ranges || strings.Count(ranges, ",") >= maxRanges {
+		r = r.Clone(r.Context())
+		r.Header.Del("Range")
+	}
+	http.ServeContent(newFileWriter(w, r, v), r, "", modified, content)
 }
 
-// nameOf returns the name of the file that a URL asks for, which ends in a
-// slash if it is a directory and is "" for the root. It is false where no file
-// can be meant.
-func (f *FileServer) nameOf(u *url.URL) (string, bool) {
-	if strings.Contains(u.RawPath, "%2f") || strings.Contains(u.RawPath, "%2F") {
-		return "", false
-	}
-	name, ok := strings.CutPrefix(u.Path, f.config.Prefix)
-	if !ok {
-		return "", false
-	}
-	if name == "" && f.config.Prefix != "" {
-		return ".", true // a directory without its slash
-	}
-	if name, ok = strings.CutPrefix(name, "/"); !ok && f.config.Prefix != "" {
-		return "", false
-	}
-	if name == "" {
-		return "", true
-	}
-	bare := strings.TrimSuffix(name, "/")
-	if bare == "." || !validFileName(bare) || !f.config.Dotfiles && hasDotfile(bare) {
-		return "", false
-	}
-	return name, true
+// wholeFile is a file that cannot seek, for [http.ServeContent], which then
+// seeks only to learn the size.
+type wholeFile struct {
+	fs.File
+	size int64
 }
 
-// validFileName reports whether a name is in its shortest form and means the
-// same on every system.
-func validFileName(name string) bool {
-	if !fs.ValidPath(name) {
-		return false
+func (f wholeFile) Seek(_ int64, whence int) (int64, error) {
+	if whence == io.SeekEnd {
+		return f.size, nil
 	}
-	for i := range len(name) {
-		switch c := name[i]; {
-		case c < ' ', c == '\\', c == 0x7f:
-			return false
-		case c == '.' && len(name) > 1 && (i == len(name)-1 || name[i+1] == '/'):
-			return false // Windows drops it
-		}
-	}
-	return true
+	return 0, nil
 }
 
-func hasDotfile(name string) bool {
-	for part := range strings.SplitSeq(name, "/") {
-		if part[0] == '.' && part != ".well-known" { // RFC 8615
-			return true
-		}
-	}
-	return false
+// fileWriter is what [http.ServeContent] writes to. It moves the write deadline
+// along, and aborts a response that cannot go on, so that no client takes a
+// part for the whole.
+type fileWriter struct {
+	http.ResponseWriter
+	deadline rollingDeadline
+	piece    int64 // of a file, under one deadline
+	ranges   bool  // of the variant
 }
 
-// redirectToDirectory adds the slash. The location is relative, which keeps it
-// on this host and below whatever a router in between has stripped.
-func redirectToDirectory(w http.ResponseWriter, r *http.Request) {
-	location := url.URL{Path: path.Base(r.URL.Path) + "/", RawQuery: r.URL.RawQuery}
+func newFileWriter(w http.ResponseWriter, r *http.Request, v *fileVariant) *fileWriter {
+	piece := int64(writePiece)
+	if r.TLS == nil {
+		piece *= 4 // by sendfile, which is slow in small pieces
+	}
+	// The kernel shows the progress of a live client only when a third of its
+	// buffer is free, which over loopback is a megabyte.
+	allowance := max(cmp.Or(writeTimeoutOf(r.Context()), writeAllowance), 3*time.Second)
+	return &fileWriter{w, rollingDeadline{w, allowance}, piece, v.ranges}
+}
+
+// WriteHeader takes back what the header says of a file that is not sent.
+// net/http leaves some of it in a 412, and lets ranges be asked of every 200.
+func (w *fileWriter) WriteHeader(status int) {
 	h := w.Header()
-	h["Location"] = []string{location.String()}
-	h["X-Content-Type-Options"] = nosniffValue
-	w.WriteHeader(http.StatusMovedPermanently)
-}
-
-// acceptsHTML reports whether a request asks for HTML by name, as the
-// navigations of browsers do and the requests of scripts do not.
-func acceptsHTML(h http.Header) bool {
-	for _, line := range h["Accept"] {
-		for member := range strings.SplitSeq(line, ",") {
-			t, params, err := mime.ParseMediaType(member)
-			if q, weighted := params["q"]; err == nil && t == "text/html" && !(weighted && parseWeight("q="+q) == 0) {
-				return true
-			}
+	if status >= http.StatusBadRequest {
+		contentRange, ok := h["Content-Range"] // of a 416
+		clearRepresentation(h)
+		delete(h, "Content-Length")
+		if ok {
+			h["Content-Range"] = contentRange
 		}
 	}
-	return false
-}
-
-func (f *FileServer) notFound(w http.ResponseWriter, r *http.Request) {
-	if f.config.NotFound != nil {
-		f.config.NotFound.ServeHTTP(w, r)
-		return
+	if !w.ranges {
+		delete(h, "Accept-Ranges")
 	}
-	fileError(w, http.StatusNotFound)
+	w.ResponseWriter.WriteHeader(status)
 }
 
-// isUnavailable reports whether an error is this machine's fault and not that
-// of the request, and logs it then. A directory that has gone missing is logged
-// once.
-func (f *FileServer) isUnavailable(r *http.Request, err error) bool {
-	unavailable := errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) || errors.Is(err, syscall.ENOMEM) ||
-		errors.Is(err, syscall.EIO) || errors.Is(err, errLoadPanicked) || errors.Is(err, errFileOverflows)
-	if !unavailable && errors.Is(err, errDirectoryGone) {
-		if f.gone.CompareAndSwap(false, true) {
-			Logger(r.Context()).LogAttrs(r.Context(), slog.LevelError, "directory is missing", slog.String("err", err.Error()))
+func (w *fileWriter) Write(p []byte) (int, error) {
+	n, err := w.deadline.write(p)
+	if err != nil {
+		panic(http.ErrAbortHandler)
+	}
+	return n, nil
+}
+
+// ReadFrom keeps sendfile, which needs the limit to be directly around the
+// file, as io.CopyN has it. A sendfile that the deadline has interrupted goes on
+// where it stopped, if the client has taken something; every other writer keeps
+// its error.
+func (w *fileWriter) ReadFrom(src io.Reader) (int64, error) {
+	limited, ok := src.(*io.LimitedReader)
+	if !ok {
+		return io.Copy(struct{ io.Writer }{w}, src)
+	}
+	size := limited.N
+	for limited.N > 0 {
+		w.deadline.arm()
+		n, err := io.CopyN(w.ResponseWriter, limited.R, min(limited.N, w.piece))
+		limited.N -= n
+		if err != nil && (n == 0 || !errors.Is(err, os.ErrDeadlineExceeded)) {
+			panic(http.ErrAbortHandler)
 		}
-		return false
 	}
-	f.gone.Store(false)
-	if unavailable || errors.Is(err, fs.ErrPermission) {
-		Logger(r.Context()).LogAttrs(r.Context(), slog.LevelError, "file cannot be read",
-			slog.String("path", r.URL.Path), slog.String("err", err.Error()))
-	}
-	return unavailable
+	return size, nil
 }
 
-// fileError answers with an error that nobody keeps as if it were the file,
-// though middleware may have said that of every reply. net/http's own file
-// server does the same.
-func fileError(w http.ResponseWriter, status int) {
-	clearRepresentation(w.Header())
-	statusError(w, status)
-}
-
-func statusError(w http.ResponseWriter, status int) {
-	http.Error(w, strconv.Itoa(status)+" "+http.StatusText(status), status)
-}
-
-// URL returns the path at which the file is served, with the hash of its
-// content: "/static/app.js?v=HASH". What is fetched from there may be kept for
-// ever, for a changed file has another URL. Templates are where it belongs. For
-// a name without a file it returns the path alone.
+// fileEntry is a file as it was read once, in each of its codings, with its
+// header ready. It does not change, but for what is atomic.
 //
-// A hash that is known costs a look at the cache; that of a file above
-// MaxCachedFile is made by reading the whole file, once.
-func (f *FileServer) URL(name string) string {
-	name = strings.TrimLeft(name, "/") // a second one would begin a host
-	u := url.URL{Path: f.config.Prefix + "/" + name}
-	e := f.cache.get(u.Path)
-	if e == nil || !f.isFresh(e) {
-		file, ok := f.nameOf(&u)
-		if !ok {
-			return u.String()
-		}
-		if file == "" || strings.HasSuffix(file, "/") {
-			file += f.config.Index
-		}
-		var err error
-		if e, err = f.entry(u.Path, file); err != nil {
-			return u.String()
-		}
-	}
-	u.RawQuery = f.hashed(e).query
-	return u.String()
-}
-
-// Close frees the cache and the directory. Requests get 404 afterwards. More
-// than once is nil.
-func (f *FileServer) Close() error {
-	if f.closed.Swap(true) {
-		return nil
-	}
-	f.cache.clear()
-	return f.tree.close()
-}
-
-// fileEntry is a file as it was when it was read. It does not change, but for
-// what is atomic.
+// An entry comes about in steps, a method each: lookup joins all who want the
+// same path; revalidate keeps an entry whose files have not changed; buildEntry
+// reads the file and those beside it; readFile reads one, and makes its tag;
+// openRegular opens it.
 type fileEntry struct {
-	key, name  string
-	sidecars   [len(sidecarCodings)]fileStamp // zero: not there, or too old
-	settled    bool                           // the next change is certain to be seen in the stamps
-	private    bool                           // its Cache-Control has private or no-store, and stays for a version
-	sequential bool                           // to be sent from a file that cannot seek
-	hash       string                         // "" for a large file nobody has asked the hash of
-	query      string                         // "v=" and the hash
-	modified   time.Time                      // in full seconds
-
-	identity fileVariant
-	coded    []fileVariant
-	codings  []string // theirs, in order of preference
-	varies   bool
+	key      string        // the path of the URL
+	variants []fileVariant // the first is the file itself
+	codings  []string      // of the others, in order of preference
+	sidecars []fs.FileInfo // of each of sidecarCodings, nil if there is none
+	stable   bool          // older than youngAge, and the same before and after it was read
+	private  bool          // Cache-Control has private or no-store, and stays for a version
+	varies   bool          // with Accept-Encoding
+	query    string        // "v=" and the version
+	modified time.Time     // zero if it is not known
 
 	contentType, lastModified, cacheControl []string
 
-	checked  atomic.Int64              // when the file was last looked at
-	withHash atomic.Pointer[fileEntry] // of a large file: the same with the hash
+	freshUntil atomic.Int64 // nanoseconds after FileServer.start
 
 	// The cache's.
-	visits atomic.Int32
-	cost   int64
-	place  *list.Element
-	proven bool
+	lives atomic.Int32
+	cost  int64
+	place *list.Element
+}
+
+// noCache returns the Cache-Control of what may change at once.
+func (e *fileEntry) noCache() []string {
+	if e.private {
+		return noStoreValue
+	}
+	return noCacheValue
 }
 
 // fileVariant is a file in one coding, ready to be sent.
 type fileVariant struct {
-	coding string // "" is identity
-	name   string // the file that has the bytes
-	stamp  fileStamp
+	name   string // of the file that has the bytes
+	info   fs.FileInfo
+	stable bool
+	tag    string // without quotes and coding: the version
+	weak   bool
+	ranges bool // can be sent in parts
 	size   int64
 	body   []byte // nil if the bytes are to be sent from the file
 
 	etag, length, encoding []string
 }
 
-func (v *fileVariant) isWeak() bool { return v.etag[0][0] == 'W' }
+// youngAge is how old a change must be for the next one to be certain to have
+// another time. Kernels and file systems that count in full seconds are the
+// coarsest.
+const youngAge = time.Second
 
-func (e *fileEntry) coding(coding string) *fileVariant {
-	for i := range e.coded {
-		if e.coded[i].coding == coding {
-			return &e.coded[i]
-		}
+func isYoung(info fs.FileInfo) bool { return time.Since(info.ModTime()).Abs() <= youngAge }
+
+// fresh returns the entry of a key unless it is time to look at its file.
+func (f *FileServer) fresh(key string) *fileEntry {
+	e := f.cache.get(key)
+	if e == nil || int64(time.Since(f.start)) >= e.freshUntil.Load() {
+		return nil
 	}
-	return &e.identity
+	return e
 }
 
-// fileStamp tells one state of a file from another.
-type fileStamp struct {
-	info    fs.FileInfo
-	changed time.Time // of the inode, where the system has it
-}
-
-func stampOf(info fs.FileInfo) fileStamp { return fileStamp{info, changeTime(info)} }
-
-// same reports whether nothing suggests that the file was replaced or written
-// to.
-func (s fileStamp) same(t fileStamp) bool {
-	return sameFile(s.info, t.info) && s.changed.Equal(t.changed)
-}
-
-// changeTime returns when an inode last changed, which, unlike the
-// modification time, no program can set back. The name of the field differs
-// between systems, and some have none.
-func changeTime(info fs.FileInfo) time.Time {
-	for _, name := range []string{"Ctim", "Ctimespec"} {
-		if field := systemField(info, name); field.IsValid() {
-			if ts, ok := reflect.TypeAssert[syscall.Timespec](field); ok {
-				return time.Unix(ts.Unix())
-			}
-		}
+// lookup returns the fresh entry of a file for a key, reading the file if need
+// be. All who ask for the same key meanwhile share one look. An error beside an
+// entry says why that is an old one.
+func (f *FileServer) lookup(ctx context.Context, key, name string) (*fileEntry, error) {
+	if e := f.fresh(key); e != nil {
+		return e, nil
 	}
-	return time.Time{}
+	look, _ := f.looks.LoadOrStore(key, sync.OnceValues(func() (*fileEntry, error) {
+		defer f.looks.Delete(key)
+		return f.revalidate(ctx, key, name)
+	}))
+	return look.(func() (*fileEntry, error))()
 }
 
-// systemField returns a field of what the system says of a file, which is
-// invalid where it has none by that name.
-func systemField(info fs.FileInfo, name string) reflect.Value {
-	v := reflect.Indirect(reflect.ValueOf(info.Sys()))
-	if v.Kind() != reflect.Struct {
-		return reflect.Value{}
+func (f *FileServer) revalidate(ctx context.Context, key, name string) (*fileEntry, error) {
+	now, old := time.Now(), f.cache.get(key)
+	info, err := f.stat(name)
+	if !errors.Is(err, errNoDirectory) {
+		f.gone.Store(false)
 	}
-	return v.FieldByName(name)
-}
 
-// settled reports whether a file that was in this state at a time, and is in
-// it later, has not changed in between: not if its last change was so recent
-// that another one could have had the same time.
-func (s fileStamp) settled(at time.Time) bool {
-	limit := at.Add(-racyWindow)
-	return s.info == nil || !s.info.ModTime().After(limit) && !s.changed.After(limit)
-}
-
-// fileFlight is one look at a file, which all who want the file wait for.
-type fileFlight struct {
-	done  chan struct{}
-	entry *fileEntry
-	err   error
-}
-
-var (
-	errIsDirectory   = errors.New("is a directory")
-	errNotRegular    = errors.New("is not a regular file")
-	errFileChanged   = errors.New("changed while it was read")
-	errFileOverflows = errors.New("is larger than it says")
-	errLoadPanicked  = errors.New("the file system panicked")
-	errDirectoryGone = errors.New("conduit: Dir")
-)
-
-// entry returns the fresh entry of a file for a key, reading the file if need
-// be. Whoever asks for the same key meanwhile waits and shares it.
-func (f *FileServer) entry(key, name string) (*fileEntry, error) {
-	return f.fly(key, func() (*fileEntry, error) { return f.refresh(key, name) })
-}
-
-func (f *FileServer) fly(key string, do func() (*fileEntry, error)) (*fileEntry, error) {
-	f.mu.Lock()
-	if flight, ok := f.flights[key]; ok {
-		f.mu.Unlock()
-		<-flight.done
-		return flight.entry, flight.err
-	}
-	flight := &fileFlight{done: make(chan struct{}), err: errLoadPanicked}
-	f.flights[key] = flight
-	f.mu.Unlock()
-	defer func() {
-		f.mu.Lock()
-		delete(f.flights, key)
-		f.mu.Unlock()
-		close(flight.done)
-	}()
-	flight.entry, flight.err = do()
-	return flight.entry, flight.err
-}
-
-func (f *FileServer) refresh(key, name string) (*fileEntry, error) {
-	old := f.cache.get(key)
-	if old != nil && f.isFresh(old) {
-		return old, nil
-	}
-	now := f.now()
-	if old != nil && old.settled && f.unchanged(old) {
-		old.checked.Store(now)
-		return old, nil
-	}
-	return f.replace(key, name, old)
-}
-
-// replace reads a file whatever the cache has.
-func (f *FileServer) replace(key, name string, old *fileEntry) (*fileEntry, error) {
-	now := f.now()
-	// What is kept must not keep the request line that it is a part of.
-	e, err := f.load(strings.Clone(key), strings.Clone(name), old)
-	if err != nil && !errors.Is(err, errFileChanged) {
-		if old != nil {
-			f.cache.remove(old)
-		}
-		return nil, err
+	e := old
+	if err == nil && !old.unchanged(info, f.sidecarsOf(name, info)) {
+		// What is kept must not keep the request line that it is a part of.
+		e, err = f.buildEntry(strings.Clone(key), strings.Clone(name))
 	}
 	if err != nil {
-		e.cacheControl = staleVersionValue // what was read may be half written
-	}
-	e.checked.Store(now)
-	if err == nil && !f.closed.Load() {
-		f.cache.put(e)
-	}
-	f.gone.Store(false)
-	return e, nil
-}
-
-// unchanged looks whether the files of an entry are as they were.
-func (f *FileServer) unchanged(e *fileEntry) bool {
-	info, err := f.tree.stat(e.name)
-	if err != nil || !stampOf(info).same(e.identity.stamp) {
-		return false
-	}
-	for i, s := range f.findSidecars(e.name, info) {
-		if !s.same(e.sidecars[i]) {
-			return false
+		f.logError(ctx, name, err)
+		e = old // if the machine is at fault, what is in memory is still good
+		if isNotThere(err) {
+			e = nil
 		}
 	}
-	return true
-}
-
-// hashed returns e with its hash, or as it is if it cannot be read.
-func (f *FileServer) hashed(e *fileEntry) *fileEntry {
-	if e.hash != "" {
-		return e
+	if e != nil {
+		f.keepFresh(e, now)
 	}
-	if h := e.withHash.Load(); h != nil {
-		return h
-	}
-	// No path that is served begins with a NUL.
-	h, err := f.fly("\x00"+e.key, func() (*fileEntry, error) {
-		if h := e.withHash.Load(); h != nil {
-			return h, nil
-		}
-		h, err := f.read(e.key, e.name, e, true)
-		if err == nil && h.identity.stamp.same(e.identity.stamp) {
-			e.withHash.Store(h)
-		}
-		return h, err
-	})
-	if err != nil {
-		return e
-	}
-	return h
-}
-
-// load reads a file until it has found it the same before and after. The error
-// is errFileChanged, beside an entry, if it has not: what was read is then good
-// for one reply.
-func (f *FileServer) load(key, name string, old *fileEntry) (*fileEntry, error) {
-	if f.closed.Load() {
-		return nil, fs.ErrClosed
-	}
-	for attempt := 0; ; attempt++ {
-		e, err := f.read(key, name, old, false)
-		if attempt == 2 || !errors.Is(err, errFileChanged) {
-			return e, err
-		}
-	}
-}
-
-func (f *FileServer) read(key, name string, old *fileEntry, hash bool) (*fileEntry, error) {
-	now := time.Now()
-	file, info, err := f.open(name)
-	if err != nil {
-		return nil, err
-	}
-	defer file.Close()
-
-	modified := info.ModTime()
-	e := &fileEntry{key: key, name: name, modified: modified.Truncate(time.Second)}
-	if !modified.Before(earliestTime) && !modified.After(now) { // RFC 9110, Section 8.8.2.1
-		e.lastModified = []string{modified.UTC().Format(http.TimeFormat)}
-	}
-	v := &e.identity
-	v.name = name
-	content, err := f.readVariant(v, file, info, hash, now)
-	if content == nil {
-		return nil, err
-	}
-	if content.hash != "" {
-		e.hash, e.query = content.hash, "v="+content.hash
-	}
-	e.settled = v.stamp.settled(now)
-	_, seeks := file.(io.Seeker)
-	e.sequential = v.body == nil && !seeks
-
-	e.contentType = []string{contentTypeOf(name, content.head())}
-	e.cacheControl = f.cacheControl
-	if strings.HasPrefix(e.contentType[0], "text/html") || path.Base(name) == f.config.Index || name == f.config.Fallback {
-		e.cacheControl = f.htmlCacheControl
-	}
-	e.private = hasMember(e.cacheControl, "private") || hasMember(e.cacheControl, "no-store")
-	compresses := compressible(e.contentType[0])
-	f.addSidecars(e, info, now)
-	if compresses && v.size >= fileGzipMin && !content.large && e.coding("gzip") == v {
-		e.addGzip(content.data, old)
-	}
-	e.varies = compresses || len(e.coded) != 0
-	for i := range e.coded {
-		e.codings = append(e.codings, e.coded[i].coding)
+	if e != old {
+		f.cache.put(key, e)
 	}
 	return e, err
 }
 
-// open opens a regular file.
-func (f *FileServer) open(name string) (fs.File, fs.FileInfo, error) {
-	file, err := f.tree.open(name)
+var (
+	errIsDirectory = errors.New("is a directory")
+	errNoDirectory = errors.New("the directory cannot be opened") // Dir
+)
+
+// isNotThere reports whether an error means that there is no such file for the
+// client. Every other error is one of the machine or the file system.
+func isNotThere(err error) bool {
+	for _, target := range []error{
+		fs.ErrNotExist, fs.ErrPermission, fs.ErrInvalid, errIsDirectory,
+		syscall.ENOTDIR, syscall.ENAMETOOLONG, syscall.ELOOP,
+	} {
+		if errors.Is(err, target) {
+			return true
+		}
+	}
+	// Package os exports no values for these two.
+	text := err.Error()
+	return strings.HasSuffix(text, "path escapes from parent") || strings.HasSuffix(text, "not a directory")
+}
+
+// logError logs what an operator has to know: everything but a missing file. A
+// missing directory is logged once, until it is back.
+func (f *FileServer) logError(ctx context.Context, name string, err error) {
+	notThere, noDirectory := isNotThere(err), errors.Is(err, errNoDirectory)
+	if notThere && !noDirectory && !errors.Is(err, fs.ErrPermission) || notThere && noDirectory && f.gone.Swap(true) {
+		return
+	}
+	Logger(ctx).LogAttrs(ctx, slog.LevelError, "file cannot be read",
+		slog.String("path", name), slog.String("err", err.Error()))
+}
+
+// unchanged reports whether the files of an entry are as they were.
+func (e *fileEntry) unchanged(info fs.FileInfo, sidecars []fs.FileInfo) bool {
+	return e != nil && e.stable && sameFile(info, e.variants[0].info) && slices.EqualFunc(sidecars, e.sidecars, sameFile)
+}
+
+// keepFresh puts off the next look at a file.
+func (f *FileServer) keepFresh(e *fileEntry, now time.Time) {
+	until := int64(math.MaxInt64)
+	switch {
+	case f.config.Recheck >= 0:
+		until = int64(now.Add(f.config.Recheck).Sub(f.start))
+	case !e.stable:
+		until = int64(now.Add(youngAge).Sub(f.start))
+	}
+	e.freshUntil.Store(until)
+}
+
+// buildEntry reads a file, with those beside it, and makes its header.
+func (f *FileServer) buildEntry(key, name string) (*fileEntry, error) {
+	v, data, err := f.readFile(name)
+	if err != nil {
+		return nil, err
+	}
+	ext := strings.ToLower(path.Ext(name))
+	e := &fileEntry{
+		key:         key,
+		stable:      v.stable,
+		query:       "v=" + v.tag,
+		contentType: []string{cmp.Or(contentTypes[ext], mime.TypeByExtension(ext), http.DetectContentType(data))},
+		cost:        int64(2<<10 + 4*len(key)), // beside the bytes
+	}
+	e.add(v, "")
+	e.sidecars = f.sidecarsOf(name, v.info)
+	compresses := compressible(e.contentType[0])
+	if ext == ".svgz" { // is gzip by its name
+		e.variants[0].encoding, compresses = gzipEncoding, false
+	} else {
+		f.addSidecars(e, name)
+	}
+	whole := v.size == int64(len(data))
+	if compresses && whole && len(data) >= 1<<10 && !slices.Contains(e.codings, "gzip") {
+		if compressed := gzipped(data); len(compressed) < len(data) {
+			e.add(fileVariant{tag: v.tag, size: int64(len(compressed)), body: compressed}, "gzip")
+		}
+	}
+	e.varies = compresses || len(e.codings) != 0
+
+	// A date after that of the response is not allowed (RFC 9110, Section 8.8.2.1).
+	if modified := v.info.ModTime(); modified.After(earliestTime) && modified.Before(time.Now()) {
+		e.modified = modified
+		e.lastModified = []string{modified.UTC().Format(http.TimeFormat)}
+	}
+	cacheControl := f.config.CacheControl
+	if strings.HasPrefix(e.contentType[0], "text/html") || path.Base(name) == f.config.Index || name == f.config.Fallback {
+		cacheControl = f.config.HTMLCacheControl
+	}
+	e.cacheControl = []string{cacheControl}
+	e.private = hasMember(e.cacheControl, "private") || hasMember(e.cacheControl, "no-store")
+	if !e.stable {
+		e.cacheControl = e.noCache()
+	}
+	return e, nil
+}
+
+// addSidecars adds what the files beside a file have of it. One that has changed
+// since it was found is left out until the next look.
+func (f *FileServer) addSidecars(e *fileEntry, name string) {
+	for i, info := range e.sidecars {
+		if info == nil {
+			continue
+		}
+		v, _, err := f.readFile(name + sidecarCodings[i].suffix)
+		if err != nil || !v.stable || !sameFile(v.info, info) {
+			e.sidecars[i] = nil
+			continue
+		}
+		v.ranges = false // a Range is of the file itself
+		e.add(v, sidecarCodings[i].coding)
+	}
+}
+
+// add adds the file in a coding, with its part of the header.
+func (e *fileEntry) add(v fileVariant, coding string) {
+	tag := `"` + v.tag + `"`
+	if coding != "" {
+		v.encoding = []string{coding}
+		e.codings = append(e.codings, coding)
+		tag = `"` + v.tag + "-" + coding + `"`
+	}
+	if v.weak {
+		tag = "W/" + tag
+	}
+	v.etag = []string{tag}
+	v.length = []string{strconv.FormatInt(v.size, 10)}
+	e.variants = append(e.variants, v)
+	e.cost += int64(len(v.body))
+}
+
+func gzipped(data []byte) []byte {
+	var buf bytes.Buffer
+	z := gzipWriter(&buf, fileGzipLevel)
+	z.Write(data)
+	z.Close()
+	putGzipWriter(z, fileGzipLevel)
+	return bytes.Clone(buf.Bytes())
+}
+
+// fileGzipLevel is paid once per content.
+const fileGzipLevel = 8
+
+// earliestTime is later than the times that stand for none: the zero ones of
+// package time, of Unix and of DOS, which zip files have, and the 1 of Nix.
+var earliestTime = time.Date(1980, 1, 2, 0, 0, 0, 0, time.UTC)
+
+// readFile reads a file and makes its tag. Of a file above MaxCachedFile it
+// reads the first bytes, which tell the media type, and the rest only if the
+// file has no time to tell one content from the next.
+func (f *FileServer) readFile(name string) (v fileVariant, data []byte, err error) {
+	file, info, err := f.openRegular(name)
+	if err != nil {
+		return v, nil, err
+	}
+	defer file.Close()
+	young, timeless := isYoung(info), info.ModTime().Before(earliestTime)
+
+	limit := f.config.MaxCachedFile + 1
+	if info.Size() >= limit {
+		limit = 512
+	}
+	if data, err = io.ReadAll(io.LimitReader(file, limit)); err != nil {
+		return v, nil, err
+	}
+	large := max(info.Size(), int64(len(data))) > f.config.MaxCachedFile
+	hash := sha256.New()
+	hash.Write(data)
+	if large && timeless {
+		if _, err = io.Copy(hash, file); err != nil {
+			return v, nil, err
+		}
+	}
+	after, err := file.Stat()
+	if err != nil {
+		return v, nil, err
+	}
+
+	_, seeks := file.(io.Seeker)
+	v = fileVariant{
+		name:   name,
+		info:   info,
+		stable: !young && sameFile(info, after),
+		tag:    base64.RawURLEncoding.EncodeToString(hash.Sum(nil)[:15]), // 120 bits
+		ranges: seeks,
+		size:   info.Size(),
+	}
+	if large {
+		if !timeless {
+			v.tag = strconv.FormatInt(info.ModTime().UnixNano(), 36) + "-" + strconv.FormatInt(v.size, 36)
+			v.weak = !v.stable
+		}
+		return v, data, nil
+	}
+	v.size = int64(len(data)) // that of a file in /proc is not what Stat says
+	v.stable = v.stable && v.size == info.Size()
+	if _, ok := file.(*os.File); !ok || !v.stable || v.size <= 256<<10 { // sendfile is faster for a larger one
+		v.body, v.ranges = bytes.Clone(data), true
+	}
+	return v, data, nil
+}
+
+// openRegular opens a regular file.
+func (f *FileServer) openRegular(name string) (fs.File, fs.FileInfo, error) {
+	file, err := f.config.FS.Open(name)
 	if err != nil {
 		return nil, nil, err
 	}
-	info, err := file.Stat()
-	if err == nil {
-		err = checkRegular(name, info)
-	}
+	info, err := regular(file.Stat())
 	if err != nil {
 		file.Close()
 		return nil, nil, err
@@ -926,867 +878,152 @@ func (f *FileServer) open(name string) (fs.File, fs.FileInfo, error) {
 	return file, info, nil
 }
 
-func checkRegular(name string, info fs.FileInfo) error {
+// stat looks at a regular file. It comes before the first openRegular, and opens
+// nothing if the file system has a way: to open a pipe may block, and to open a
+// device may have effects.
+func (f *FileServer) stat(name string) (fs.FileInfo, error) {
+	if links, ok := f.config.FS.(fs.ReadLinkFS); ok {
+		if info, err := links.Lstat(name); err != nil || info.Mode()&fs.ModeSymlink == 0 {
+			return regular(info, err)
+		}
+	}
+	return regular(fs.Stat(f.config.FS, name))
+}
+
+// regular refuses what is no regular file.
+func regular(info fs.FileInfo, err error) (fs.FileInfo, error) {
 	switch {
+	case err != nil:
+		return nil, err
 	case info.IsDir():
-		return &fs.PathError{Op: "open", Path: name, Err: errIsDirectory}
+		return nil, errIsDirectory
 	case !info.Mode().IsRegular():
-		return &fs.PathError{Op: "open", Path: name, Err: errNotRegular}
+		return nil, fs.ErrNotExist
 	}
-	return nil
+	return info, nil
 }
 
-// readVariant reads the file of a variant, which has its name and coding, and
-// completes it. The error is errFileChanged, beside a content, if the file
-// changed meanwhile.
-func (f *FileServer) readVariant(v *fileVariant, file fs.File, info fs.FileInfo, hash bool, now time.Time) (*fileContent, error) {
-	content, err := f.readContent(file, info, hash || info.ModTime().Before(earliestTime))
-	if content == nil {
-		return nil, err
-	}
-	v.stamp, v.size = stampOf(info), content.size
-	v.length = []string{strconv.FormatInt(v.size, 10)}
-	suffix := ""
-	if v.coding != "" {
-		v.encoding = []string{v.coding}
-		suffix = "-" + v.coding
-	}
-	v.etag = []string{fileTag(content.hash, info, suffix, content.large, now)}
-	if _, ok := file.(*os.File); !content.large && (!ok || err != nil || v.size <= residentFile || !v.stamp.settled(now)) {
-		v.body = content.data
-	}
-	return content, err
-}
-
-// fileContent is what was read of a file: all of it, or the first bytes of a
-// large one, and the hash where it is wanted.
-type fileContent struct {
-	data  []byte
-	size  int64
-	large bool // above MaxCachedFile
-	hash  string
-}
-
-func (c *fileContent) head() []byte { return c.data[:min(len(c.data), 512)] }
-
-// readContent reads a file and looks whether it changed meanwhile. The error
-// is errFileChanged if it did. A size may be wrong, as those in /proc are: what
-// counts is what there is to read.
-func (f *FileServer) readContent(file fs.File, before fs.FileInfo, hash bool) (*fileContent, error) {
-	c := &fileContent{size: before.Size(), large: before.Size() > f.config.MaxCachedFile}
-	limit := f.config.MaxCachedFile + 1
-	if c.large {
-		limit = 512
-	}
-	var buf bytes.Buffer
-	buf.Grow(int(min(limit, max(c.size, 0))) + bytes.MinRead)
-	if _, err := buf.ReadFrom(io.LimitReader(file, limit)); err != nil {
-		return nil, err
-	}
-	if !c.large && int64(buf.Len()) == limit {
-		return nil, errFileOverflows
-	}
-	c.data = bytes.Clone(buf.Bytes())
-	if len(c.data) == 0 {
-		c.data = []byte{} // nil would mean that it is in the file
-	}
-	read := int64(len(c.data))
-	switch {
-	case !c.large:
-		c.size = read
-		c.hash = fileHash(sha256.Sum256(c.data))
-	case hash:
-		sum := sha256.New()
-		sum.Write(c.data)
-		n, err := io.Copy(sum, file)
-		if err != nil {
-			return nil, err
-		}
-		read += n
-		c.hash = fileHash([sha256.Size]byte(sum.Sum(nil)))
-	default:
-		read = c.size
-	}
-	after, err := file.Stat()
-	if err != nil {
-		return nil, err
-	}
-	if read != before.Size() || !stampOf(after).same(stampOf(before)) {
-		return c, errFileChanged
-	}
-	return c, nil
-}
-
-// fileHash is 120 bits of a hash, in characters that fit tags and queries.
-func fileHash(sum [sha256.Size]byte) string {
-	return base64.RawURLEncoding.EncodeToString(sum[:15])
-}
-
-// fileTag returns an entity tag: of the hash if there is one, or else of time
-// and size. That of a large file, which is not kept in memory, is weak while
-// another change could have the same time.
-func fileTag(hash string, info fs.FileInfo, suffix string, large bool, now time.Time) string {
-	if hash == "" {
-		hash = strconv.FormatInt(info.ModTime().UnixNano(), 36) + "-" + strconv.FormatInt(info.Size(), 36)
-	}
-	weak := ""
-	if large && info.ModTime().After(now.Add(-racyWindow)) {
-		weak = "W/"
-	}
-	return weak + `"` + hash + suffix + `"`
-}
-
-// addGzip adds the gzip form, if it is smaller, taking it from the entry that
-// went before if the content is the same.
-func (e *fileEntry) addGzip(data []byte, old *fileEntry) {
-	var coded []byte
-	if old != nil && old.hash == e.hash {
-		if v := old.coding("gzip"); v.name == "" {
-			coded = v.body
-		}
-	}
-	if coded == nil {
-		var buf bytes.Buffer
-		z := gzipWriter(&buf, fileGzip)
-		z.Write(data)
-		z.Close()
-		putGzipWriter(z, fileGzip)
-		coded = bytes.Clone(buf.Bytes())
-	}
-	if len(coded) >= len(data) {
-		return
-	}
-	e.coded = append(e.coded, fileVariant{
-		coding:   "gzip",
-		size:     int64(len(coded)),
-		body:     coded,
-		etag:     []string{`"` + e.hash + `-gzip"`},
-		length:   []string{strconv.Itoa(len(coded))},
-		encoding: gzipEncoding,
-	})
-}
-
-// sidecarCodings are in the order of preference at equal quality.
+// sidecarCodings are in the order of preference at equal weight.
 var sidecarCodings = [...]struct{ suffix, coding string }{{".br", "br"}, {".zst", "zstd"}, {".gz", "gzip"}}
 
-// findSidecars returns the state of the files beside a file that have it in
-// another coding and are not older. It is zero where there is none.
-func (f *FileServer) findSidecars(name string, original fs.FileInfo) (found [len(sidecarCodings)]fileStamp) {
+// sidecarsOf returns, for each coding, what there is beside a file that has it
+// in that coding. Tools create the file empty and fill it for seconds, and copy
+// the original's time, some in full seconds.
+func (f *FileServer) sidecarsOf(name string, original fs.FileInfo) []fs.FileInfo {
 	if !f.config.Precompressed {
-		return found
+		return nil
 	}
+	found := make([]fs.FileInfo, len(sidecarCodings))
 	for i, s := range sidecarCodings {
-		info, err := f.tree.stat(name + s.suffix)
-		if err == nil && info.Mode().IsRegular() && !info.ModTime().Before(original.ModTime()) {
-			found[i] = stampOf(info)
+		info, err := f.stat(name + s.suffix)
+		if err == nil && info.Size() > 0 && !isYoung(info) && original.ModTime().Sub(info.ModTime()) <= time.Second {
+			found[i] = info
 		}
 	}
 	return found
 }
 
-// addSidecars adds the forms that files beside the original have. One that
-// cannot be read, or changes meanwhile, is left out until the next look.
-func (f *FileServer) addSidecars(e *fileEntry, original fs.FileInfo, now time.Time) {
-	e.sidecars = f.findSidecars(e.name, original)
-	for i, s := range e.sidecars {
-		if s.info == nil {
-			continue
-		}
-		v := fileVariant{coding: sidecarCodings[i].coding, name: e.name + sidecarCodings[i].suffix}
-		if !s.settled(now) {
-			e.settled = false
-		}
-		if f.readSidecar(&v, s, now) != nil {
-			e.settled = false
-			continue
-		}
-		e.coded = append(e.coded, v)
-	}
-}
-
-func (f *FileServer) readSidecar(v *fileVariant, expected fileStamp, now time.Time) error {
-	file, info, err := f.open(v.name)
-	if err != nil {
-		return err
-	}
-	defer file.Close()
-	if !stampOf(info).same(expected) {
-		return errFileChanged
-	}
-	_, err = f.readVariant(v, file, info, false, now)
-	return err
-}
-
-// contentTypeOf returns the media type of a file. The common ones are not
-// left to the host, whose tables differ.
-func contentTypeOf(name string, head []byte) string {
-	ext := strings.ToLower(path.Ext(name))
-	if t, ok := contentTypes[ext]; ok {
-		return t
-	}
-	if t := mime.TypeByExtension(ext); t != "" {
-		return t
-	}
-	return http.DetectContentType(head)
-}
-
+// contentTypes are not left to the host, whose tables differ.
 var contentTypes = map[string]string{
-	".atom":        "application/atom+xml",
-	".avif":        "image/avif",
-	".css":         "text/css; charset=utf-8",
-	".csv":         "text/csv; charset=utf-8",
-	".gif":         "image/gif",
-	".gz":          "application/gzip",
-	".htm":         "text/html; charset=utf-8",
-	".html":        "text/html; charset=utf-8",
-	".ico":         "image/x-icon",
-	".jpeg":        "image/jpeg",
-	".jpg":         "image/jpeg",
-	".js":          "text/javascript; charset=utf-8",
-	".json":        "application/json",
-	".map":         "application/json",
-	".md":          "text/markdown; charset=utf-8",
-	".mjs":         "text/javascript; charset=utf-8",
-	".mp3":         "audio/mpeg",
-	".mp4":         "video/mp4",
-	".ogg":         "audio/ogg",
-	".pdf":         "application/pdf",
-	".png":         "image/png",
-	".svg":         "image/svg+xml",
-	".ttf":         "font/ttf",
-	".txt":         "text/plain; charset=utf-8",
-	".vtt":         "text/vtt; charset=utf-8",
-	".wasm":        "application/wasm",
-	".wav":         "audio/wav",
-	".webm":        "video/webm",
-	".webmanifest": "application/manifest+json",
-	".webp":        "image/webp",
-	".woff":        "font/woff",
-	".woff2":       "font/woff2",
-	".xml":         "text/xml; charset=utf-8",
-	".zip":         "application/zip",
-	".zst":         "application/zstd",
+	".html": "text/html; charset=utf-8", ".htm": "text/html; charset=utf-8",
+	".xhtml": "application/xhtml+xml", ".css": "text/css; charset=utf-8",
+	".js": "text/javascript; charset=utf-8", ".mjs": "text/javascript; charset=utf-8", ".cjs": "text/javascript; charset=utf-8",
+	".txt": "text/plain; charset=utf-8", ".md": "text/markdown; charset=utf-8",
+	".csv": "text/csv; charset=utf-8", ".vtt": "text/vtt; charset=utf-8", ".xml": "text/xml; charset=utf-8",
+	".json": "application/json", ".map": "application/json", ".webmanifest": "application/manifest+json",
+	".atom": "application/atom+xml", ".rss": "application/rss+xml", ".yaml": "application/yaml", ".yml": "application/yaml",
+	".wasm": "application/wasm", ".pdf": "application/pdf",
+	".zip": "application/zip", ".gz": "application/gzip", ".zst": "application/zstd", ".tar": "application/x-tar",
+	".png": "image/png", ".apng": "image/apng", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".gif": "image/gif",
+	".webp": "image/webp", ".avif": "image/avif", ".svg": "image/svg+xml", ".svgz": "image/svg+xml", ".ico": "image/x-icon",
+	".woff": "font/woff", ".woff2": "font/woff2", ".ttf": "font/ttf", ".otf": "font/otf",
+	".mp3": "audio/mpeg", ".m4a": "audio/mp4", ".wav": "audio/wav", ".flac": "audio/flac",
+	".ogg": "audio/ogg", ".opus": "audio/ogg",
+	".mp4": "video/mp4", ".m4v": "video/mp4", ".webm": "video/webm", ".mov": "video/quicktime",
 }
 
-// serveParts answers where ranges are asked for, or where the bytes are in a
-// file and not in memory.
-func (f *FileServer) serveParts(w http.ResponseWriter, r *http.Request, e *fileEntry, v *fileVariant, cacheControl []string, attempt int) {
-	s := fileSender{w: w, variant: v, grows: e.hash == "" && v.isWeak()}
-	if v.body == nil {
-		file, info, err := f.open(v.name)
-		if err != nil || !stampOf(info).same(v.stamp) {
-			if err == nil {
-				file.Close()
-			}
-			f.serveChanged(w, r, e, attempt)
-			return
-		}
-		defer file.Close()
-		s.file = file
-	}
-	var ranges []fileRange
-	if r.Header["Range"] != nil && !e.sequential { // v is identity then
-		var satisfiable bool
-		if ranges, satisfiable = rangesOf(r.Header, e, v); !satisfiable {
-			h := w.Header()
-			clearRepresentation(h)
-			h["Content-Range"] = []string{"bytes */" + v.length[0]}
-			statusError(w, http.StatusRequestedRangeNotSatisfiable)
-			return
-		}
-	}
-	if !releaseTimeout(w) {
-		return
-	}
+// dirFS is the directory of this name. It is opened for each look, for an
+// [os.Root] stays with what it has opened when a link is turned to another
+// directory.
+type dirFS string
 
-	s.begin(r)
-	h := w.Header()
-	e.setBodyHeader(h, v, cacheControl)
-	switch len(ranges) {
-	case 0:
-		w.WriteHeader(http.StatusOK) // now, so that Compression lets all of it go by sendfile
-		s.send(fileRange{0, v.size})
-	case 1:
-		h["Content-Range"] = []string{ranges[0].contentRange(v.size)}
-		h["Content-Length"] = []string{strconv.FormatInt(ranges[0].length, 10)}
-		w.WriteHeader(http.StatusPartialContent)
-		s.send(ranges[0])
-	default:
-		s.sendMultipart(ranges, e.contentType[0])
-	}
-}
-
-// serveChanged reads a file that has just changed and answers again, from
-// memory if the file is not too large for it. One that never stays the same for
-// the time it takes to open it has no representation to speak of.
-func (f *FileServer) serveChanged(w http.ResponseWriter, r *http.Request, e *fileEntry, attempt int) {
-	if attempt == 8 {
-		fileError(w, http.StatusServiceUnavailable)
-		return
-	}
-	e, err := f.fly(e.key, func() (*fileEntry, error) { return f.replace(e.key, e.name, e) })
-	switch {
-	case err == nil:
-		f.serve(w, r, e, attempt+1)
-	case f.isUnavailable(r, err):
-		fileError(w, http.StatusInternalServerError)
-	default:
-		f.notFound(w, r)
-	}
-}
-
-type fileRange struct{ start, length int64 }
-
-func (p fileRange) contentRange(size int64) string {
-	return fmt.Sprintf("bytes %d-%d/%d", p.start, p.start+p.length-1, size)
-}
-
-// maxRanges is more than any honest client asks for at once.
-const maxRanges = 64
-
-// rangesOf returns the ranges of a file that a request asks for, none for all
-// of it. It is false if none of them can be satisfied, or they are malformed.
-// See RFC 9110, Section 14.
-func rangesOf(h http.Header, e *fileEntry, v *fileVariant) ([]fileRange, bool) {
-	unit, set, _ := strings.Cut(strings.Trim(h["Range"][0], " \t"), "=")
-	if len(h["Range"]) != 1 || !strings.EqualFold(unit, "bytes") || !rangeApplies(h["If-Range"], e, v) {
-		return nil, true
-	}
-	ranges, total, valid := parseRanges(set, v.size)
-	switch {
-	case !valid:
-		return nil, false
-	case v.size == 0:
-		return nil, true // no range can be told of, and clients that always ask for one want the file
-	case len(ranges) == 0:
-		return nil, false
-	case len(ranges) > maxRanges || total > v.size:
-		return nil, true // the whole is less work
-	}
-	return ranges, true
-}
-
-// rangeApplies evaluates If-Range, which takes a strong tag, or a date that is
-// old enough for the next change to have another (RFC 9110, Section 13.1.5).
-func rangeApplies(lines []string, e *fileEntry, v *fileVariant) bool {
-	if len(lines) == 0 {
-		return true
-	}
-	value := strings.Trim(lines[0], " \t")
-	if len(lines) > 1 || value == "" || value[0] == 'W' && strings.HasPrefix(value, "W/") {
-		return false
-	}
-	if value[0] == '"' {
-		return value == v.etag[0]
-	}
-	t, err := http.ParseTime(value)
-	return err == nil && e.lastModified != nil && e.modified.Equal(t) && time.Since(e.identity.stamp.info.ModTime()) >= racyWindow
-}
-
-// parseRanges returns the ranges that overlap a file and their sum. It is
-// false if the set is malformed, or asks for no byte at all.
-func parseRanges(set string, size int64) (ranges []fileRange, total int64, valid bool) {
-	for spec := range strings.SplitSeq(set, ",") {
-		spec = strings.Trim(spec, " \t")
-		if spec == "" {
-			continue
-		}
-		from, to, ok := strings.Cut(spec, "-")
-		first, hasFirst := parsePosition(from)
-		last, hasLast := parsePosition(to)
-		switch {
-		case !ok, from != "" && !hasFirst, to != "" && !hasLast, !hasFirst && !hasLast, hasFirst && hasLast && last < first:
-			return nil, 0, false
-		case !hasFirst && last == 0 && size == 0: // "-0" of an empty file
-			return nil, 0, false
-		case !hasFirst:
-			first, last = max(size-last, 0), size-1
-		case !hasLast:
-			last = size - 1
-		}
-		valid = true
-		if first >= size {
-			continue
-		}
-		p := fileRange{first, min(last, size-1) - first + 1}
-		if total += p.length; total < 0 {
-			total = math.MaxInt64
-		}
-		if len(ranges) <= maxRanges {
-			ranges = append(ranges, p)
-		}
-	}
-	return ranges, total, valid
-}
-
-// parsePosition takes digits only. Numbers beyond int64 are beyond any file.
-func parsePosition(s string) (int64, bool) {
-	if s == "" || strings.Trim(s, "0123456789") != "" {
-		return 0, false
-	}
-	n, err := strconv.ParseInt(s, 10, 64)
-	if err != nil {
-		n = math.MaxInt64
-	}
-	return n, true
-}
-
-// fileSender sends bytes under a write deadline that moves as they are taken.
-// The last one stays, for net/http's own last flush, and net/http takes it away.
-// Where it cannot go on, the reply is cut, so that no client takes a part for
-// the whole.
-type fileSender struct {
-	w        http.ResponseWriter
-	variant  *fileVariant
-	file     fs.File // nil: the bytes are variant.body
-	deadline rollingDeadline
-	chunk    int64
-	grows    bool // a file that has grown is as good as it was
-}
-
-const (
-	// sendfileChunk is how much goes out in one call where a call that was
-	// interrupted can be taken up again: a file of a usual size, for each call is
-	// one more for the client too. sendfileMax goes to fast clients.
-	sendfileChunk = 1 << 20
-	sendfileMax   = 2 << 20
-
-	// minAllowance is the least time that a client gets. A live one shows no
-	// progress while the kernel's buffer drains by a third or so, which over
-	// loopback is a megabyte.
-	minAllowance = 3 * time.Second
-)
-
-func (s *fileSender) begin(r *http.Request) {
-	allowance := cmp.Or(writeTimeoutOf(r.Context()), writeAllowance)
-	s.deadline = rollingDeadline{s.w, max(allowance, minAllowance)}
-	s.chunk = writePiece
-	if _, ok := s.file.(*os.File); ok && r.ProtoMajor == 1 && r.TLS == nil && readsFrom(s.w) {
-		s.chunk = sendfileChunk
-	}
-}
-
-// readsFrom reports whether sendfile goes through all that is around the
-// connection. Otherwise a write that the deadline has interrupted is the last.
-func readsFrom(w http.ResponseWriter) bool {
-	for ; w != nil; w = unwrap(w) {
-		if _, ok := w.(io.ReaderFrom); !ok {
-			return false
-		}
-	}
-	return true
-}
-
-func (s *fileSender) send(p fileRange) {
-	if s.file != nil {
-		s.sendFile(p)
-		return
-	}
-	s.write(s.variant.body[p.start : p.start+p.length])
-}
-
-func (s *fileSender) write(p []byte) {
-	if _, err := s.deadline.write(p); err != nil {
-		panic(http.ErrAbortHandler)
-	}
-}
-
-// sendFile sends a part of the file, the last piece of it only if the file is
-// still as it was. sendfile needs the limit to be directly around the file,
-// which is what io.CopyN does.
-func (s *fileSender) sendFile(p fileRange) {
-	if seeker, ok := s.file.(io.Seeker); ok {
-		if _, err := seeker.Seek(p.start, io.SeekStart); err != nil {
-			panic(http.ErrAbortHandler)
-		}
-	}
-	for left := p.length; left > 0; {
-		n := min(left, s.chunk)
-		switch {
-		case left <= writePiece:
-			s.verify()
-		case n == left:
-			n -= writePiece
-		}
-		start := time.Now()
-		s.deadline.arm()
-		sent, err := io.CopyN(s.w, s.file, n)
-		left -= sent
-		if seeker, ok := s.file.(io.Seeker); err != nil && ok {
-			// What is copied in memory, not by sendfile, was read ahead.
-			if _, err := seeker.Seek(p.start+p.length-left, io.SeekStart); err != nil {
-				panic(http.ErrAbortHandler)
-			}
-		}
-		if err != nil && !(sent >= writePiece && errors.Is(err, os.ErrDeadlineExceeded)) {
-			panic(http.ErrAbortHandler)
-		}
-		// Interrupted, sendfile can go on. Chunks grow only for the fast.
-		if took := time.Since(start); took > time.Second {
-			s.chunk = writePiece
-		} else if s.chunk > writePiece && took < 20*time.Millisecond {
-			s.chunk = min(2*s.chunk, sendfileMax)
-		}
-	}
-}
-
-// verify cuts the reply if the file has changed, unless it has only grown, as a
-// log does, under a weak tag that is made of its time.
-func (s *fileSender) verify() {
-	info, err := s.file.Stat()
-	if err != nil {
-		panic(http.ErrAbortHandler)
-	}
-	grows := s.grows && info.Size() >= s.variant.size
-	now, was := stampOf(info), s.variant.stamp
-	if linksOf(info) != linksOf(was.info) {
-		now.changed = was.changed // replaced by a rename, or removed: what is open is what it was
-	}
-	if !grows && !now.same(was) {
-		panic(http.ErrAbortHandler)
-	}
-}
-
-// linksOf returns how many names an inode has, where the system tells.
-func linksOf(info fs.FileInfo) uint64 {
-	if n := systemField(info, "Nlink"); n.IsValid() && n.CanUint() {
-		return n.Uint()
-	}
-	return 0
-}
-
-// sendMultipart sends several ranges as multipart/byteranges, RFC 9110,
-// Section 14.6.
-func (s *fileSender) sendMultipart(ranges []fileRange, contentType string) {
-	boundary := rand.Text()
-	end := "\r\n--" + boundary + "--\r\n"
-	total := int64(len(end))
-	heads := make([]string, len(ranges))
-	for i, p := range ranges {
-		heads[i] = "\r\n--" + boundary + "\r\nContent-Type: " + contentType +
-			"\r\nContent-Range: " + p.contentRange(s.variant.size) + "\r\n\r\n"
-		total += int64(len(heads[i])) + p.length
-	}
-	h := s.w.Header()
-	h["Content-Type"] = []string{"multipart/byteranges; boundary=" + boundary}
-	h["Content-Length"] = []string{strconv.FormatInt(total, 10)}
-	s.w.WriteHeader(http.StatusPartialContent)
-	for i, p := range ranges {
-		s.write([]byte(heads[i]))
-		s.send(p)
-	}
-	s.write([]byte(end))
-}
-
-// fileTree is where files come from. Names are valid ones of package fs. A pipe
-// or a device is not even opened, which may block or have effects.
-type fileTree interface {
-	stat(name string) (fs.FileInfo, error)
-	open(name string) (fs.File, error)
-	close() error
-}
-
-type fsTree struct{ fs.FS }
-
-func (t fsTree) stat(name string) (fs.FileInfo, error) {
-	if stat, ok := t.FS.(fs.StatFS); ok {
-		return stat.Stat(name)
-	}
-	if err := t.refusePipe(name); err != nil {
-		return nil, err
-	}
-	return fs.Stat(t.FS, name) // which opens it
-}
-
-func (t fsTree) open(name string) (fs.File, error) {
-	if stat, ok := t.FS.(fs.StatFS); ok {
-		info, err := stat.Stat(name)
-		if err == nil {
-			err = checkRegular(name, info)
-		}
-		if err != nil {
-			return nil, err
-		}
-	} else if err := t.refusePipe(name); err != nil {
-		return nil, err
-	}
-	return t.FS.Open(name)
-}
-
-func (t fsTree) close() error { return nil }
-
-// refusePipe refuses what is no file, as far as a file system without Stat can
-// tell before it opens it: a link that leads nowhere known is refused too.
-func (t fsTree) refusePipe(name string) error {
-	link, ok := t.FS.(fs.ReadLinkFS)
-	if !ok {
-		return nil
-	}
-	refused := &fs.PathError{Op: "open", Path: name, Err: errNotRegular}
-	for range 8 {
-		info, err := link.Lstat(name)
-		if err != nil {
-			return nil // Open says what it is
-		}
-		switch info.Mode().Type() {
-		case 0, fs.ModeDir:
-			return nil
-		case fs.ModeSymlink:
-		default:
-			return refused
-		}
-		target, err := link.ReadLink(name)
-		if name = path.Join(path.Dir(name), target); err != nil || path.IsAbs(target) || !fs.ValidPath(name) {
-			return refused
-		}
-	}
-	return refused
-}
-
-// dirTree is a directory, which may be replaced by another one: an [os.Root]
-// stays with the one that it has opened.
-type dirTree struct {
-	dir     string
-	recheck bool
-
-	mu   sync.RWMutex // guards root and info; held for reading while root is used
-	root *os.Root
-	info fs.FileInfo
-}
-
-func newDirTree(dir string, recheck bool) (*dirTree, error) {
-	dir, err := filepath.Abs(dir)
-	if err != nil {
-		return nil, fmt.Errorf("conduit: Dir: %w", err)
-	}
-	t := &dirTree{dir: dir, recheck: recheck}
-	if err := t.reopen(); err != nil {
-		return nil, fmt.Errorf("conduit: Dir: %w", err)
-	}
-	return t, nil
-}
-
-// reopen opens what dir is now. It is called with mu held, or before t is
-// shared.
-func (t *dirTree) reopen() error {
-	root, err := os.OpenRoot(t.dir)
-	if err != nil {
-		return err
-	}
-	info, err := root.Stat(".")
-	if err != nil {
-		root.Close()
-		return err
-	}
-	if t.root != nil {
-		t.root.Close()
-	}
-	t.root, t.info = root, info
-	return nil
-}
-
-// follow makes sure that root is what dir is now.
-func (t *dirTree) follow() error {
-	if !t.recheck {
-		return nil
-	}
-	info, err := os.Stat(t.dir)
-	if err != nil {
-		return fmt.Errorf("%w: %w", errDirectoryGone, err)
-	}
-	t.mu.RLock()
-	same := t.root == nil || os.SameFile(info, t.info)
-	t.mu.RUnlock()
-	if same {
-		return nil
-	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.root == nil {
-		return fs.ErrClosed
-	}
-	if err := t.reopen(); err != nil {
-		return fmt.Errorf("%w: %w", errDirectoryGone, err)
-	}
-	return nil
-}
-
-func (t *dirTree) stat(name string) (fs.FileInfo, error) {
-	if err := t.follow(); err != nil {
-		return nil, err
-	}
-	t.mu.RLock()
-	defer t.mu.RUnlock()
-	if t.root == nil {
-		return nil, fs.ErrClosed
-	}
-	return t.root.Stat(filepath.FromSlash(name))
-}
-
-// open does not wait for the other end of a pipe that has just taken the place
-// of a file.
-func (t *dirTree) open(name string) (fs.File, error) {
-	info, err := t.stat(name)
-	if err == nil {
-		err = checkRegular(name, info)
-	}
+func (d dirFS) Open(name string) (fs.File, error) {
+	root, err := d.openRoot()
 	if err != nil {
 		return nil, err
 	}
-	t.mu.RLock()
-	defer t.mu.RUnlock()
-	if t.root == nil {
-		return nil, fs.ErrClosed
-	}
-	file, err := t.root.OpenFile(filepath.FromSlash(name), os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	defer root.Close()
+	file, err := root.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0) // waits for no pipe
 	if err != nil {
-		return nil, err // and no *os.File that is nil in an interface that is not
+		return nil, err // and no nil *os.File in an interface that is not nil
 	}
 	return file, nil
 }
 
-func (t *dirTree) close() error {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.root == nil {
-		return nil
+func (d dirFS) Stat(name string) (fs.FileInfo, error) {
+	root, err := d.openRoot()
+	if err != nil {
+		return nil, err
 	}
-	err := t.root.Close()
-	t.root = nil
-	return err
+	defer root.Close()
+	return root.Stat(name)
 }
 
-// fileCache keeps entries by path, as many as fit. A new one is on probation:
-// it goes first when room is needed, unless it has been asked for again, so
-// that a walk over every file there is does not push out what is in demand.
-// What has passed goes when a hand that sweeps around has found it unused since
-// its last visits (S3-FIFO, without its ghosts).
+func (d dirFS) openRoot() (*os.Root, error) {
+	root, err := os.OpenRoot(string(d))
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errNoDirectory, err)
+	}
+	return root, nil
+}
+
+// fileCache keeps entries by key, as many as fit. The oldest goes when room is
+// needed. One that has been asked for again goes to the end of the queue instead,
+// up to three times, so that a walk over every file does not push out what is in
+// demand (CLOCK).
 type fileCache struct {
-	mu        sync.RWMutex // guards what follows
-	entries   map[string]*fileEntry
-	limit     int64
-	bytes     int64
-	onTrial   int64 // of them in probation
-	probation list.List
-	proven    list.List
+	mu      sync.RWMutex // guards what follows
+	entries map[string]*fileEntry
+	queue   list.List
+	bytes   int64
+	limit   int64
 }
 
-func newFileCache(limit int64) *fileCache {
-	return &fileCache{limit: limit, entries: make(map[string]*fileEntry)}
-}
-
-// get returns the entry of a key, fresh or not, and notes the visit.
+// get returns the entry of a key, and renews its lives.
 func (c *fileCache) get(key string) *fileEntry {
 	c.mu.RLock()
 	e := c.entries[key]
 	c.mu.RUnlock()
-	if e != nil {
-		if n := e.visits.Load(); n < 3 {
-			e.visits.Store(n + 1)
-		}
+	if e != nil && e.lives.Load() < 3 {
+		e.lives.Store(3)
 	}
 	return e
 }
 
-// put adds an entry in the place of an older one with its key.
-func (c *fileCache) put(e *fileEntry) {
-	e.cost = e.memory()
+// put has an entry take the place of the one with this key. nil only drops that.
+func (c *fileCache) put(key string, e *fileEntry) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if old := c.entries[e.key]; old != nil {
-		e.proven = old.proven
-		e.visits.Store(old.visits.Load())
-		c.drop(old)
+	if old := c.entries[key]; old != nil {
+		c.dropLocked(old)
 	}
-	if e.cost > c.limit/2 {
-		return // it would push out all others, or the cache is cleared
-	}
-	c.entries[e.key] = e
-	c.enqueue(e)
-	c.evict()
-}
-
-func (c *fileCache) enqueue(e *fileEntry) {
-	c.bytes += e.cost
-	if e.proven {
-		e.place = c.proven.PushBack(e)
+	if e == nil || e.cost > c.limit {
 		return
 	}
-	c.onTrial += e.cost
-	e.place = c.probation.PushBack(e)
-}
-
-func (c *fileCache) dequeue(e *fileEntry) {
-	c.bytes -= e.cost
-	if e.proven {
-		c.proven.Remove(e.place)
-	} else {
-		c.onTrial -= e.cost
-		c.probation.Remove(e.place)
-	}
-	e.place = nil
-}
-
-// evict makes room. Visits that come in meanwhile do not hold it up: after
-// enough rounds it takes what comes first.
-func (c *fileCache) evict() {
-	patience := 4 * (c.probation.Len() + c.proven.Len())
-	for c.bytes > c.limit {
-		from := &c.proven
-		if from.Len() == 0 || c.onTrial > c.limit/10 {
-			from = &c.probation
+	c.entries[e.key] = e
+	e.place = c.queue.PushBack(e)
+	for c.bytes += e.cost; c.bytes > c.limit; {
+		oldest := c.queue.Front().Value.(*fileEntry)
+		if oldest.lives.Add(-1) < 0 {
+			c.dropLocked(oldest)
+		} else {
+			c.queue.MoveToBack(oldest.place)
 		}
-		e := from.Front().Value.(*fileEntry)
-		visits := e.visits.Load()
-		if patience--; visits == 0 || patience < 0 {
-			c.drop(e)
-			continue
-		}
-		c.dequeue(e)
-		e.visits.Store(visits - 1)
-		if !e.proven {
-			e.proven = true
-			e.visits.Store(0)
-		}
-		c.enqueue(e)
 	}
 }
 
-// drop removes an entry that is in the cache. It is called with mu held.
-func (c *fileCache) drop(e *fileEntry) {
-	c.dequeue(e)
+func (c *fileCache) dropLocked(e *fileEntry) {
+	c.queue.Remove(e.place)
 	delete(c.entries, e.key)
-}
-
-// remove drops an entry, unless another has taken its place.
-func (c *fileCache) remove(e *fileEntry) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if e.place != nil {
-		c.drop(e)
-	}
-}
-
-// clear empties the cache for good.
-func (c *fileCache) clear() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.limit = 0
-	for _, queue := range []*list.List{&c.probation, &c.proven} {
-		for queue.Len() > 0 {
-			c.drop(queue.Front().Value.(*fileEntry))
-		}
-	}
-}
-
-// entryOverhead is what an entry takes beside its bytes: itself, the header
-// values, its place in a map and a queue.
-const entryOverhead = 2 << 10
-
-func (e *fileEntry) memory() int64 {
-	n := int64(entryOverhead + 2*len(e.key) + 2*len(e.name) + len(e.identity.body))
-	for i := range e.coded {
-		n += int64(len(e.coded[i].body) + len(e.coded[i].name) + 768)
-	}
-	return n
+	c.bytes -= e.cost
 }
