@@ -1765,17 +1765,19 @@ func Compression() Middleware { return CompressionWith(nil) }
 // These are left alone: replies without a body, parts (206), event streams,
 // bodies that have a Content-Encoding already or a digest of their bytes, and
 // what Cache-Control: no-transform forbids to change. A handler that does not
-// want its reply coded sets Content-Encoding: identity. What is not coded is
-// sent by sendfile where it could be without Compression, but for its first 4
-// KiB if the handler leaves WriteHeader to the first of them.
+// want its reply coded sets Content-Encoding: identity, which is not sent. What
+// is not coded is sent by sendfile where it could be without Compression, but
+// for its first 4 KiB if the handler leaves WriteHeader to the first of them.
 //
 // A reply that could have been coded has Vary: Accept-Encoding, whether it was
 // or not. A coded one has neither the handler's Content-Length nor
 // Accept-Ranges, and a strong ETag becomes weak; a 304 that answers for the
-// weak one has it too. HEAD gets the header of GET where the handler sets
-// Content-Type and Content-Length or writes the body. Dates cannot be weakened:
-// a client that resumes a coded reply by If-Range with its Last-Modified, where
-// there is no ETag, gets bytes that do not fit.
+// weak one has it too. If-Match never matches a weak tag (RFC 9110, Section
+// 13.1.1): a handler whose resource is updated under If-Match opts out. HEAD
+// gets the header of GET where the handler sets Content-Type and Content-Length
+// or writes the body. Dates cannot be weakened: a client that resumes a coded
+// reply by If-Range with its Last-Modified, where there is no ETag, gets bytes
+// that do not fit.
 //
 // A reply whose handler panics, or writes less than the Content-Length it has
 // set, is cut, so that nobody takes a part for the whole.
@@ -1923,6 +1925,10 @@ var untouchable = [...]string{"Content-Encoding", "Content-Range", "Content-Md5"
 func (z *compressWriter) judge(status int) int {
 	h := z.ResponseWriter.Header()
 	z.declared = -1
+	if h.Get("Content-Encoding") == "identity" { // the handler's wish, and no coding (RFC 9110, Section 8.4)
+		delete(h, "Content-Encoding")
+		return compressPlain
+	}
 	switch status {
 	case http.StatusNotModified:
 		z.reviseNotModified(h)

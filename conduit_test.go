@@ -1809,7 +1809,6 @@ func TestCompressionLeavesAlone(t *testing.T) {
 		{"event stream", nil, with(text, "Content-Type", "text/event-stream"), 200, text, false},
 		{"event stream with a charset", nil, with(text, "Content-Type", "Text/Event-Stream ; charset=utf-8"), 200, text, false},
 		{"coded", nil, with(text, "Content-Type", "text/plain", "Content-Encoding", "br"), 200, text, false},
-		{"not to be coded", nil, with(text, "Content-Type", "text/plain", "Content-Encoding", "identity"), 200, text, false},
 		{"no-transform", nil, with(text, "Content-Type", "text/plain", "Cache-Control", "public, No-Transform"), 200, text, false},
 		{"digest", nil, with(text, "Content-Type", "text/plain", "Content-Digest", "sha-256=:x:"), 200, text, false},
 		{"part", http.Header{"Range": {"bytes=0-2047"}}, content, 206, text[:2048], true},
@@ -1863,6 +1862,37 @@ func TestCompressionLeavesAlone(t *testing.T) {
 			})
 		}
 	})
+}
+
+// Identity is no content coding: the response is that of a handler which did not
+// ask for it (RFC 9110, Section 8.4).
+func TestCompressionOptOut(t *testing.T) {
+	for name, text := range map[string]string{"small": "{}", "large": strings.Repeat("<p>text", 400), "image": "\x89PNG\r\n\x1a\n"} {
+		var optOut bool
+		handler := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			if optOut {
+				w.Header().Set("Content-Encoding", "identity")
+			}
+			io.WriteString(w, text)
+		})
+		url := serve(t, newServer(t, &conduit.Config{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if optOut {
+				conduit.Compression()(handler).ServeHTTP(w, r)
+				return
+			}
+			handler.ServeHTTP(w, r)
+		})}))
+		client := newClient(t, &http.Transport{DisableCompression: true})
+		var got [2]reply
+		for i := range got {
+			optOut = i == 1
+			got[i] = compressionGet(t, client, url, "GET", nil)
+			delete(got[i].header, "Date")
+		}
+		if got[1].body != text || !maps.EqualFunc(got[1].header, got[0].header, slices.Equal) {
+			t.Errorf("%s: %q %v, without Compression %v", name, got[1].body, got[1].header, got[0].header)
+		}
+	}
 }
 
 func TestCompressionCodes(t *testing.T) {

@@ -351,13 +351,17 @@ func (f *FileServer) serve(w http.ResponseWriter, r *http.Request, e *fileEntry)
 			return
 		}
 		e.setBodyHeader(w.Header(), v, r.URL.RawQuery)
-		switch {
-		case r.Method == http.MethodHead:
+		if r.Method == http.MethodHead {
 			w.WriteHeader(http.StatusOK)
-		case len(v.body) <= 16<<10 && writeTimeoutOf(r.Context()) > 0:
+			return
+		}
+		srv, ok := r.Context().Value(http.ServerContextKey).(*http.Server)
+		if len(v.body) <= 16<<10 && !(ok && srv.WriteTimeout <= 0) {
 			w.Write(v.body) // WriteTimeout is enough
-		default:
-			newFileWriter(w, r, v).Write(v.body)
+			return
+		}
+		if _, err := fileDeadline(w, r).write(v.body); err != nil {
+			panic(http.ErrAbortHandler)
 		}
 	default:
 		f.serveContent(w, r, e, v)
@@ -502,10 +506,14 @@ func newFileWriter(w http.ResponseWriter, r *http.Request, v *fileVariant) *file
 	if r.TLS == nil {
 		piece *= 4 // by sendfile, which is slow in small pieces
 	}
-	// The kernel shows the progress of a live client only when a third of its
-	// buffer is free, which over loopback is a megabyte.
-	allowance := max(cmp.Or(writeTimeoutOf(r.Context()), writeAllowance), 3*time.Second)
-	return &fileWriter{w, rollingDeadline{w, allowance}, piece, v.ranges}
+	return &fileWriter{w, fileDeadline(w, r), piece, v.ranges}
+}
+
+// fileDeadline gives a client at least 3 seconds for each write: the kernel
+// shows its progress only when a third of the buffer is free, which over
+// loopback is a megabyte.
+func fileDeadline(w http.ResponseWriter, r *http.Request) rollingDeadline {
+	return rollingDeadline{w, max(cmp.Or(writeTimeoutOf(r.Context()), writeAllowance), 3*time.Second)}
 }
 
 // WriteHeader takes back what the header says of a file that is not sent.
