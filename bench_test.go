@@ -1220,9 +1220,9 @@ func sseBenchBroker(b *testing.B, h http.Handler, clients int, publish func(*con
 	b.ReportMetric(perEvent/float64(clients), "ns/event/client")
 }
 
-// read is ReadRuntimeStats, net_http what programs call today for fewer
-// numbers, which stops the world. JSON and Prometheus are the endpoint's replies,
-// the pool's numbers included.
+// read is ReadRuntimeStats. ReadMemStats is what programs call today for fewer
+// numbers, and stops the world. JSON and Prometheus are the endpoint's responses,
+// with the numbers of the process and the pool.
 func BenchmarkRuntimeStats(b *testing.B) {
 	b.Run("read", func(b *testing.B) {
 		b.ReportAllocs()

@@ -22,6 +22,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"runtime/debug"
 	"runtime/metrics"
 	"runtime/pprof"
 	"runtime/trace"
@@ -36,13 +37,13 @@ import (
 // ProfilingConfig configures a [Profiler]. A zero field means the default that
 // its comment gives. A negative number is an error.
 type ProfilingConfig struct {
-	// Allow reports whether to answer a request, and alone decides that when
-	// it is set. It is called for every request, from many goroutines. nil
-	// admits this machine only; see [Profiler].
+	// Allow reports whether to answer a request. If it is set, it alone decides.
+	// It is called for every request, from many goroutines. nil admits this
+	// machine only; see [Profiler].
 	Allow func(*http.Request) bool
 
 	// MaxDuration is the longest profile to record, 5 minutes by default. A
-	// request for a longer one gets 400, and one without ?seconds= no more.
+	// request for a longer one gets 400. One without ?seconds= gets no more.
 	MaxDuration time.Duration
 
 	// MutexFraction is the rate for [runtime.SetMutexProfileFraction] until
@@ -55,13 +56,13 @@ type ProfilingConfig struct {
 	BlockRate int
 
 	// FlightRecorder is how much of the past an execution trace in memory
-	// covers, for the endpoint flight and for [Profiler.SlowRequests]. It is
-	// kept in about 10 MiB, which a busy program fills in less time. A process
+	// covers, for the endpoint flight and for [Profiler.SlowRequests]. The trace
+	// takes about 10 MiB, which a busy program fills in less time. A process
 	// has one flight recorder: a second is an error until the first is closed.
 	// 0 turns it off.
 	FlightRecorder time.Duration
 
-	// DB is a pool whose state joins the statistics.
+	// DB is a pool whose state joins the statistics. nil: none.
 	DB *sql.DB
 }
 
@@ -71,26 +72,24 @@ func (c *ProfilingConfig) withDefaults() (ProfilingConfig, error) {
 		d = *c
 	}
 	d.MaxDuration = cmp.Or(d.MaxDuration, 5*time.Minute)
-	var faults faultList
-	if d.MaxDuration < 0 {
-		faults.add("MaxDuration: %v is negative", d.MaxDuration)
+
+	var errs faultList
+	check := func(field string, value any, negative bool) {
+		if negative {
+			errs.add("%s: %v is negative", field, value)
+		}
 	}
-	if d.MutexFraction < 0 {
-		faults.add("MutexFraction: %d is negative", d.MutexFraction)
-	}
-	if d.BlockRate < 0 {
-		faults.add("BlockRate: %d is negative", d.BlockRate)
-	}
-	if d.FlightRecorder < 0 {
-		faults.add("FlightRecorder: %v is negative", d.FlightRecorder)
-	}
-	return d, errors.Join(faults...)
+	check("MaxDuration", d.MaxDuration, d.MaxDuration < 0)
+	check("MutexFraction", d.MutexFraction, d.MutexFraction < 0)
+	check("BlockRate", d.BlockRate, d.BlockRate < 0)
+	check("FlightRecorder", d.FlightRecorder, d.FlightRecorder < 0)
+	return d, errors.Join(errs...)
 }
 
-// EnableDefaultProfiling serves profiles and statistics at /debug/pprof/ on
-// mux, for this machine only, which includes a proxy on it: see [Profiler].
-// It is [NewProfiler] with the defaults and [Profiler.Enable], holds nothing that
-// would have to be closed, and panics if mux is nil or has these patterns already.
+// EnableDefaultProfiling serves profiles and statistics at /debug/pprof/ on mux,
+// for this machine only, which includes a proxy on it: see [Profiler]. It is
+// [NewProfiler] with the defaults and [Profiler.Enable], with nothing to close.
+// It panics if mux is nil or has these patterns already.
 func EnableDefaultProfiling(mux *http.ServeMux) {
 	p, err := NewProfiler(nil)
 	if err != nil {
@@ -99,8 +98,8 @@ func EnableDefaultProfiling(mux *http.ServeMux) {
 	p.Enable(mux)
 }
 
-// Profiler serves what [net/http/pprof] does, for go tool pprof and go tool
-// trace, and more, at /debug/pprof/:
+// Profiler serves the endpoints of [net/http/pprof], for go tool pprof and go
+// tool trace, and more, at /debug/pprof/:
 //
 //	profile              CPU, for 30 seconds or ?seconds=
 //	trace                execution trace, for 1 second or ?seconds=
@@ -112,60 +111,63 @@ func EnableDefaultProfiling(mux *http.ServeMux) {
 //	live                 a page that plots the statistics as they come
 //	symbol cmdline       as in net/http/pprof
 //
-// Importing net/http/pprof shows all of that to anybody who can reach
-// [http.DefaultServeMux]. A Profiler touches no mux but the one it is given.
+// Importing net/http/pprof serves them on [http.DefaultServeMux], to everybody
+// who can reach that. A Profiler touches only the mux that it is given.
 //
 // # Who may look
 //
-// Without Allow, a request is answered only if it comes from this machine: its
-// peer is a loopback address or a Unix socket, its Host is localhost or a
-// loopback address, so that no web page reaches it by DNS rebinding, it is not
-// HTTP/1.0, and it has none of the fields that proxies add, such as Forwarded,
-// Via, X-Forwarded-* or X-Real-IP. What another site's page has a browser fetch
-// is refused too (Sec-Fetch-Site), unless it is a link that somebody follows.
-// All that are refused get 403, and the log a line, "profiling refused".
+// Without Allow, a Profiler answers only what comes from this machine. The
+// peer must be a loopback address or a Unix socket. The Host must be localhost
+// or a loopback address, so that no web page gets in by DNS rebinding. HTTP/1.0,
+// which nginx speaks to its upstreams by default, is refused, and so is a request
+// with a field that proxies add, such as Forwarded, Via, X-Forwarded-* or
+// X-Real-IP. What another site's page makes a browser fetch is refused too
+// (Sec-Fetch-Site), unless somebody follows a link. All these get 403, and the
+// log a line, "profiling refused".
 //
-// Behind a proxy on the same machine this is not enough. Every peer is a loopback
-// address there, and not every proxy says that it is one: nginx from 1.29.7 on
-// and haproxy add no field of their own, and pass on, or make, a Host that
-// looks local. Use a port that the proxy does not lead to, [NewProfilingServer],
-// set Allow, or have the proxy refuse /debug/. The guard tells machines apart,
-// not the users of one.
+// Behind a proxy on the same machine this is not enough. Every peer is a
+// loopback address there, and nginx from 1.29.7 on and haproxy add no field by
+// default, and may send a Host that looks local. Use a port that the proxy does
+// not lead to ([NewProfilingServer]), set Allow, or have the proxy refuse
+// /debug/. The guard tells machines apart, not the users of one machine.
 //
 // # Profiles that take time
 //
-// profile, trace and block or mutex with ?seconds= last longer than other
-// requests: neither [Timeout] nor the server's WriteTimeout ends them, and the
-// client has 15 seconds for each 64 KiB of a reply, as for that of a stream. They
-// end when the client goes, and a drain of the server ends them early with what
-// they have, which is a complete profile of a shorter time, as is a trace that
-// has grown to 32 MiB. Fractions of a second are fine. A second CPU profile or
-// trace at the same time gets 409.
+// Neither [Timeout] nor the server's WriteTimeout ends profile, trace, and block
+// or mutex with ?seconds=. The client has 15 seconds for each 64 KiB of the
+// response. They end early when the client disconnects, the request's context
+// ends, the server drains, or a trace has grown to 32 MiB. What there is by then
+// is a complete profile of a shorter time. Fractions of a second are allowed. A
+// second CPU profile or trace at the same time gets 409.
 //
-// With ?seconds= block and mutex turn their rate on for that long if it is off:
-// every contention is recorded, and all waiting from 10 microseconds on. The
-// runtime only ever adds up: a profile also has what was recorded before, by an
-// earlier request or by a rate that is on. Rates belong to the process. A mutex
-// rate that somebody else has set is seen and left alone; a block rate cannot be
-// seen, so set it by BlockRate or it is turned off. A mutex that goroutines have
-// queued for without a break since before its rate was on stays unseen. Without
-// ?seconds= and a rate the two are empty. The other profiles show a moment, and
-// refuse ?seconds= with 400: two of them are compared with go tool pprof -base.
+// ?seconds= turns the rate of block or mutex on for that long if it is off. Every
+// contention is then recorded, and all waiting from 10 microseconds on. The
+// runtime only ever adds up: such a profile also has what was recorded before.
+// Without ?seconds= and a rate, nothing new is recorded. Rates belong to the
+// process. A recording keeps a mutex rate that the program has set. The runtime
+// does not tell its block rate, so a recording turns off one that was set by other
+// means than BlockRate. A mutex that goroutines have queued for without a break
+// since before its rate was on is not seen.
 //
-// Errors are text that go tool pprof shows. No reply may be stored.
+// All other profiles show one moment, and refuse ?seconds= with 400. To see what
+// changes in an interval, fetch two and compare them, which works for block and
+// mutex too:
 //
-// The methods of a Profiler may be called from any goroutine.
+//	curl -o before http://localhost:8080/debug/pprof/heap
+//	go tool pprof -base before http://localhost:8080/debug/pprof/heap
+//
+// Errors are text that go tool pprof shows. Caches may store no response. The
+// methods of a Profiler may be called from any goroutine.
 type Profiler struct {
-	config   ProfilingConfig
-	alone    bool                  // on a server of its own, whose connections nobody wants to know of
-	flightMu sync.Mutex            // guards flight; Start, Stop and WriteTo race without it
-	flight   *trace.FlightRecorder // nil without one, and after Close
-	closing  sync.Once
-	slow     sync.WaitGroup // for recordSlow
+	config     ProfilingConfig
+	standalone bool           // on a server of its own, whose connections interest nobody
+	slow       sync.WaitGroup // goroutines that write a slow request's recording
 
-	mu       sync.Mutex // guards what follows
+	mu       sync.Mutex            // guards what follows, and the calls of flight's methods
+	flight   *trace.FlightRecorder // nil without one, and after Close
+	releases []func()              // of the rates
+	slowLast time.Time             // when the last recording of a slow request began
 	closed   bool
-	slowLast time.Time // when the last recording of a slow request began
 }
 
 // NewProfiler returns a Profiler for cfg, which it copies; nil is all defaults.
@@ -183,45 +185,49 @@ func NewProfiler(cfg *ProfilingConfig) (*Profiler, error) {
 			return nil, fmt.Errorf("conduit: FlightRecorder: %w", err)
 		}
 	}
-	mutexRate.configure(c.MutexFraction)
-	blockRate.configure(c.BlockRate)
+	if c.MutexFraction > 0 {
+		p.releases = append(p.releases, mutexRate.hold(c.MutexFraction))
+	}
+	if c.BlockRate > 0 {
+		p.releases = append(p.releases, blockRate.hold(c.BlockRate))
+	}
 	return p, nil
 }
 
+const profilingPath = "/debug/pprof/"
+
 // Enable serves p on mux, at /debug/pprof/. It registers GET, and POST for
-// symbol, so that it gets along with the mux's other routes. It panics if mux
-// is nil or has these patterns already.
+// symbol, so that it does not conflict with the mux's other routes. It panics if
+// mux is nil or has these patterns already.
 func (p *Profiler) Enable(mux *http.ServeMux) {
 	if mux == nil {
 		panic("conduit: mux: is nil")
 	}
 	mux.Handle("GET "+profilingPath, p)
-	mux.Handle("GET "+strings.TrimSuffix(profilingPath, "/"), p) // or mux redirects whom p refuses
 	mux.Handle("POST "+profilingPath+"symbol", p)
 }
 
-const profilingPath = "/debug/pprof/"
-
 // Close sets the rates back, stops the flight recorder, and waits for a
 // recording that [Profiler.SlowRequests] is writing. The mutex rate is again
-// what it was before [NewProfiler], and the block rate off if BlockRate was
-// set, since what it was cannot be found out. What needs neither is served as
-// before. Close returns nil, and may be called more than once.
+// what it was before [NewProfiler]. The block rate is off if BlockRate was set,
+// since nobody can read what it was. All else is served as before. Close returns
+// nil, and may be called more than once.
 func (p *Profiler) Close() error {
-	p.closing.Do(func() {
-		p.mu.Lock()
-		p.closed = true
-		p.mu.Unlock()
-		p.slow.Wait()
-		mutexRate.restore(p.config.MutexFraction)
-		blockRate.restore(p.config.BlockRate)
-		p.flightMu.Lock()
-		defer p.flightMu.Unlock()
-		if p.flight != nil {
-			p.flight.Stop()
-			p.flight = nil
-		}
-	})
+	p.mu.Lock()
+	p.closed = true // no slow request is recorded from here on
+	p.mu.Unlock()
+	p.slow.Wait()
+
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, release := range p.releases {
+		release()
+	}
+	p.releases = nil
+	if p.flight != nil {
+		p.flight.Stop()
+		p.flight = nil
+	}
 	return nil
 }
 
@@ -231,34 +237,16 @@ func (p *Profiler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h := w.Header()
 	h.Set("Cache-Control", "no-store")
 	h["X-Content-Type-Options"] = nosniffValue
-	if reason := p.refuse(r); reason != "" {
+	if reason := p.denyReason(r); reason != "" {
 		Logger(r.Context()).Warn("profiling refused", "method", r.Method, "path", r.URL.Path, "remote", r.RemoteAddr, "err", reason)
 		http.Error(w, http.StatusText(http.StatusForbidden), http.StatusForbidden)
 		return
 	}
-	name, below := strings.CutPrefix(r.URL.Path, profilingPath)
-	switch {
-	case r.URL.Path+"/" == profilingPath:
-		h.Set("Location", "pprof/") // relative, for what a router has stripped
-		w.WriteHeader(http.StatusMovedPermanently)
-		return
-	case !below:
-		profileError(w, http.StatusNotFound, "not below "+profilingPath)
-		return
-	}
-	methods := []string{http.MethodGet, http.MethodHead}
-	if name == "symbol" {
-		methods = append(methods, http.MethodPost)
-	}
-	if !slices.Contains(methods, r.Method) {
-		h.Set("Allow", strings.Join(methods, ", "))
-		profileError(w, http.StatusMethodNotAllowed, http.StatusText(http.StatusMethodNotAllowed))
-		return
-	}
-	p.serve(w, r, name)
-}
 
-func (p *Profiler) serve(w http.ResponseWriter, r *http.Request, name string) {
+	name := strings.TrimPrefix(r.URL.Path, profilingPath)
+	if (name != "symbol" || r.Method != http.MethodPost) && !onlyReads(w, r) {
+		return
+	}
 	if name == "symbol" {
 		serveSymbol(w, r) // whose query is no form
 		return
@@ -268,28 +256,93 @@ func (p *Profiler) serve(w http.ResponseWriter, r *http.Request, name string) {
 		profileError(w, http.StatusBadRequest, err.Error())
 		return
 	}
+	p.serve(w, r, name, q)
+}
+
+// denyReason returns why a request is refused, "" if it is not.
+func (p *Profiler) denyReason(r *http.Request) string {
+	if p.config.Allow != nil {
+		if p.config.Allow(r) {
+			return ""
+		}
+		return "not allowed"
+	}
+	for field := range r.Header {
+		if slices.Contains(forwardedFields, field) || strings.HasPrefix(field, "X-Forwarded") {
+			return "forwarded: " + field
+		}
+	}
+	switch {
+	case !r.ProtoAtLeast(1, 1):
+		return "forwarded: HTTP/1.0"
+	case !isLocalPeer(r):
+		return "not from this machine"
+	case !isLocalHost(r.Host):
+		return "foreign Host"
+	case r.Header.Get("Sec-Fetch-Site") == "cross-site" && r.Header.Get("Sec-Fetch-User") != "?1":
+		return "from a page of another site" // it could not read the response, but keep the program busy
+	}
+	return ""
+}
+
+// forwardedFields are fields that proxies add, beside X-Forwarded-*. It is
+// never written to.
+var forwardedFields = []string{"Forwarded", "Via", "X-Real-Ip", "X-Client-Ip", "True-Client-Ip", "Cf-Connecting-Ip"}
+
+// isLocalPeer reports whether a request came from a loopback address or over a
+// Unix socket. A RemoteAddr that a middleware has changed to an address without
+// a port proves nothing.
+func isLocalPeer(r *http.Request) bool {
+	if local, ok := r.Context().Value(http.LocalAddrContextKey).(net.Addr); ok && local.Network() == "unix" {
+		return true
+	}
+	peer, err := netip.ParseAddrPort(r.RemoteAddr)
+	return err == nil && peer.Addr().IsLoopback()
+}
+
+func isLocalHost(host string) bool {
+	name := (&url.URL{Host: host}).Hostname() // without port and brackets
+	addr, err := netip.ParseAddr(name)
+	return err == nil && addr.IsLoopback() || strings.EqualFold(strings.TrimSuffix(name, "."), "localhost")
+}
+
+// profileError responds with a text that go tool pprof shows.
+func profileError(w http.ResponseWriter, status int, text string) {
+	h := w.Header()
+	h.Del("Content-Disposition")
+	h.Set("X-Go-Pprof", "1")
+	http.Error(w, text, status)
+}
+
+func (p *Profiler) serve(w http.ResponseWriter, r *http.Request, name string, q profilingQuery) {
 	switch name {
 	case "":
 		servePage(w, indexPage)
 	case "live":
 		servePage(w, livePage)
 	case "stats":
-		p.serveStats(w, r, q.format)
+		p.serveStats(w, r)
 	case "cmdline":
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 		io.WriteString(w, strings.Join(os.Args, "\x00"))
 	case "profile":
-		record(w, r, name, cmp.Or(q.duration, min(30*time.Second, p.config.MaxDuration)), recording{
-			start: pprof.StartCPUProfile,
-			stop:  func(io.Writer) error { pprof.StopCPUProfile(); return nil },
+		q.seconds = cmp.Or(q.seconds, min(30*time.Second, p.config.MaxDuration))
+		record(w, r, name, q, func(to io.Writer) (func() error, error) {
+			return func() error { pprof.StopCPUProfile(); return nil }, pprof.StartCPUProfile(to)
 		})
 	case "trace":
-		record(w, r, name, cmp.Or(q.duration, min(time.Second, p.config.MaxDuration)), recording{
-			start: trace.Start,
-			stop:  func(io.Writer) error { trace.Stop(); return nil },
+		q.seconds = cmp.Or(q.seconds, min(time.Second, p.config.MaxDuration))
+		record(w, r, name, q, func(to io.Writer) (func() error, error) {
+			return func() error { trace.Stop(); return nil }, trace.Start(to)
 		})
 	case "flight":
-		p.serveFlight(w, r)
+		body, err := p.snapshot()
+		if err != nil {
+			profileError(w, http.StatusBadRequest, "flight: "+err.Error())
+			return
+		}
+		setProfileHeader(w, name, 0)
+		sendProfile(w, r, body)
 	default:
 		serveProfile(w, r, name, q)
 	}
@@ -297,10 +350,9 @@ func (p *Profiler) serve(w http.ResponseWriter, r *http.Request, name string) {
 
 // profilingQuery is what the parameters of a request ask for.
 type profilingQuery struct {
-	duration time.Duration // 0 if it is not given
-	debug    int
-	gc       bool
-	format   string
+	seconds time.Duration // 0 if it is not given
+	debug   int           // 0 is the format of go tool pprof, all others are text
+	gc      bool
 }
 
 func (p *Profiler) parseQuery(r *http.Request) (q profilingQuery, err error) {
@@ -316,7 +368,7 @@ func (p *Profiler) parseQuery(r *http.Request) (q profilingQuery, err error) {
 		if most := p.config.MaxDuration; seconds > most.Seconds() {
 			return q, fmt.Errorf("seconds: %s is more than %v, the longest allowed", text, most)
 		}
-		q.duration = max(time.Duration(seconds*float64(time.Second)), 1)
+		q.seconds = max(time.Duration(seconds*float64(time.Second)), 1)
 	}
 	if text := form.Get("debug"); text != "" {
 		if q.debug, err = strconv.Atoi(text); err != nil {
@@ -324,113 +376,134 @@ func (p *Profiler) parseQuery(r *http.Request) (q profilingQuery, err error) {
 		}
 	}
 	q.gc = form.Get("gc") != "" && form.Get("gc") != "0"
-	q.format = form.Get("format")
 	return q, nil
 }
 
-// refuse returns why a request is not answered, "" if it is.
-func (p *Profiler) refuse(r *http.Request) string {
-	if p.config.Allow != nil {
-		if p.config.Allow(r) {
-			return ""
-		}
-		return "not allowed"
-	}
-	for field := range r.Header {
-		if slices.Contains(forwardedFields, field) || strings.HasPrefix(field, "X-Forwarded") || strings.HasPrefix(field, "X-Original") || strings.HasPrefix(field, "X-Envoy-") {
-			return "forwarded: " + field
-		}
-	}
-	switch {
-	case !r.ProtoAtLeast(1, 1):
-		return "forwarded: HTTP/1.0"
-	case !isLocalPeer(r):
-		return "not from this machine"
-	case !isLocalHost(r.Host):
-		return "foreign Host"
-	case r.Header.Get("Sec-Fetch-Site") == "cross-site" && r.Header.Get("Sec-Fetch-User") != "?1":
-		return "from a page of another site" // which could not read it, but have the program profiled all day
-	}
-	return ""
-}
-
-// forwardedFields are what proxies and content delivery networks add, beside
-// X-Forwarded-* and the like. It is never written to.
-var forwardedFields = []string{
-	"Forwarded", "Via", "X-Real-Ip", "X-Client-Ip", "Client-Ip", "X-Cluster-Client-Ip", "True-Client-Ip",
-	"Cdn-Loop", "Cf-Connecting-Ip", "Fastly-Client-Ip", "X-Amzn-Trace-Id",
-}
-
-// isLocalPeer reports whether a request came from a loopback address or a Unix
-// socket. A RemoteAddr that is neither, because a middleware has changed it, is
-// no proof.
-func isLocalPeer(r *http.Request) bool {
-	local, known := r.Context().Value(http.LocalAddrContextKey).(net.Addr)
-	if known && local.Network() == "unix" || !known && (r.RemoteAddr == "" || r.RemoteAddr == "@") {
-		return true
-	}
-	peer, err := netip.ParseAddrPort(r.RemoteAddr)
-	return err == nil && peer.Addr().IsLoopback()
-}
-
-func isLocalHost(host string) bool {
-	if name, port, err := net.SplitHostPort(host); err == nil && strings.Trim(port, "0123456789") == "" {
-		host = name
-	}
-	if strings.EqualFold(strings.TrimSuffix(host, "."), "localhost") {
-		return true
-	}
-	addr, err := netip.ParseAddr(strings.TrimSuffix(strings.TrimPrefix(host, "["), "]"))
-	return err == nil && addr.IsLoopback()
-}
-
-// profileError answers with a text that go tool pprof shows.
-func profileError(w http.ResponseWriter, status int, text string) {
-	h := w.Header()
-	h.Del("Content-Disposition")
-	h.Set("X-Go-Pprof", "1")
-	http.Error(w, text, status)
-}
-
-// serveProfile answers for a profile of the runtime's or the program's.
+// serveProfile responds with a profile of the runtime's or the program's.
 func serveProfile(w http.ResponseWriter, r *http.Request, name string, q profilingQuery) {
 	profile := pprof.Lookup(name)
 	if profile == nil {
 		profileError(w, http.StatusNotFound, fmt.Sprintf("unknown profile %q", name))
 		return
 	}
-	take := func(w io.Writer) error { return profile.WriteTo(w, q.debug) }
-	rate := map[string]*samplingRate{"block": &blockRate, "mutex": &mutexRate}[name]
-	if q.duration > 0 && rate == nil {
-		profileError(w, http.StatusBadRequest, name+" shows a moment, and ?seconds= is not supported: compare two of them with go tool pprof -base")
-		return
-	}
-	if q.duration > 0 {
-		record(w, r, name, q.duration, recording{
-			text:  q.debug != 0,
-			start: func(io.Writer) error { rate.begin(); return nil },
-			stop: func(w io.Writer) error {
-				defer rate.end() // afterwards: the profile depends on the rate at which it is written
-				return take(w)
-			},
+	if q.seconds > 0 {
+		rate := map[string]*samplingRate{"block": &blockRate, "mutex": &mutexRate}[name]
+		if rate == nil {
+			profileError(w, http.StatusBadRequest, name+" shows a moment, and ?seconds= is not supported: compare two of them with go tool pprof -base")
+			return
+		}
+		record(w, r, name, q, func(to io.Writer) (func() error, error) {
+			release := rate.hold(0)
+			return func() error {
+				defer release() // afterwards: the rate scales the profile when it is written
+				return profile.WriteTo(to, q.debug)
+			}, nil
 		})
 		return
 	}
-	setProfileHeader(w, name, q.debug != 0)
+
 	if q.gc && name == "heap" {
 		runtime.GC()
 	}
 	var body bytes.Buffer
-	if err := take(&body); err != nil {
-		profileError(w, http.StatusInternalServerError, err.Error())
+	if err := profile.WriteTo(&body, q.debug); err != nil {
+		profileError(w, http.StatusInternalServerError, name+": "+err.Error())
+		return
+	}
+	setProfileHeader(w, name, q.debug)
+	sendProfile(w, r, body.Bytes())
+}
+
+// samplingRate is one of the runtime's two rates. The rate belongs to the
+// process, and so does this: each Profiler and each recording holds it, and the
+// last that came and is still there decides.
+type samplingRate struct {
+	set      func(int)
+	get      func() int // 0 where the runtime does not tell
+	onDemand int        // for a recording, if the rate is off
+
+	mu    sync.Mutex // guards rates
+	rates []*int     // the first is the rate that was there before all who hold it
+}
+
+var (
+	mutexRate = samplingRate{
+		set:      func(rate int) { runtime.SetMutexProfileFraction(rate) },
+		get:      func() int { return runtime.SetMutexProfileFraction(-1) },
+		onDemand: 1,
+	}
+	blockRate = samplingRate{set: runtime.SetBlockProfileRate, get: func() int { return 0 }, onDemand: 10_000}
+)
+
+// hold sets the rate until release is called. 0 is the rate that is on, or
+// onDemand if it is off.
+func (s *samplingRate) hold(rate int) (release func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.rates) <= 1 {
+		before := s.get()
+		s.rates = []*int{&before}
+	}
+	rate = cmp.Or(rate, *s.rates[len(s.rates)-1], s.onDemand)
+	s.rates = append(s.rates, &rate)
+	s.set(rate)
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.rates = slices.DeleteFunc(s.rates, func(held *int) bool { return held == &rate })
+		s.set(*s.rates[len(s.rates)-1])
+	}
+}
+
+// record responds with what start records for q.seconds. The recording is made
+// in memory and sent when it is whole. Otherwise a slow client would hold up the
+// flight recorder, which shares a goroutine of the runtime with a trace.
+func record(w http.ResponseWriter, r *http.Request, name string, q profilingQuery, start func(to io.Writer) (stop func() error, err error)) {
+	setProfileHeader(w, name, q.debug)
+	if r.Method == http.MethodHead || !releaseTimeout(w) {
+		return
+	}
+	rollingDeadline{w, writeAllowance}.clear()
+	enough, cancel := context.WithTimeout(context.Background(), q.seconds)
+	defer cancel()
+	body := recordingBuffer{full: cancel}
+	stop, err := start(&body)
+	if err != nil {
+		profileError(w, http.StatusConflict, name+": "+err.Error())
+		return
+	}
+	select {
+	case <-enough.Done():
+	case <-Draining(r.Context()):
+	case <-r.Context().Done():
+	}
+	if err := stop(); err != nil {
+		profileError(w, http.StatusInternalServerError, name+": "+err.Error())
 		return
 	}
 	sendProfile(w, r, body.Bytes())
 }
 
-func setProfileHeader(w http.ResponseWriter, name string, text bool) {
+// maxRecording is how large a recording becomes before it ends.
+const maxRecording = 32 << 20
+
+// recordingBuffer calls full when it has more than maxRecording.
+type recordingBuffer struct {
+	bytes.Buffer
+	full func()
+}
+
+func (b *recordingBuffer) Write(p []byte) (int, error) {
+	n, err := b.Buffer.Write(p)
+	if b.Len() > maxRecording {
+		b.full()
+	}
+	return n, err
+}
+
+func setProfileHeader(w http.ResponseWriter, name string, debug int) {
 	h := w.Header()
-	if text {
+	if debug != 0 {
 		h.Set("Content-Type", "text/plain; charset=utf-8")
 		return
 	}
@@ -438,181 +511,14 @@ func setProfileHeader(w http.ResponseWriter, name string, text bool) {
 	h.Set("Content-Disposition", "attachment; filename="+strconv.Quote(name))
 }
 
-// samplingRate is a rate of the runtime's that recordings need to be on. The
-// rate is the process's, and so is this, or two Profilers would turn off each
-// other's.
-type samplingRate struct {
-	set    func(int)
-	get    func() int // nil if the rate cannot be read
-	demand int        // what recordings turn it on to
-
-	mu         sync.Mutex // guards what follows
-	configured int        // how many Profilers have set the rate
-	base       int        // what the last of them has set it to
-	before     int        // what it was before the first of them
-	recordings int        // how many need it to be on
-	turnedOn   bool       // by a recording
-}
-
-var (
-	mutexRate = samplingRate{
-		set:    func(rate int) { runtime.SetMutexProfileFraction(rate) },
-		get:    func() int { return runtime.SetMutexProfileFraction(-1) },
-		demand: 1,
-	}
-	blockRate = samplingRate{set: runtime.SetBlockProfileRate, demand: 10_000}
-)
-
-// now returns the rate, as far as it is known.
-func (s *samplingRate) now() int {
-	switch {
-	case s.get != nil:
-		return s.get()
-	case s.turnedOn:
-		return s.demand
-	}
-	return s.base
-}
-
-func (s *samplingRate) configure(rate int) {
-	if rate == 0 {
-		return
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.configured == 0 {
-		s.before = s.now()
-		if s.turnedOn {
-			s.before = 0
-		}
-	}
-	s.configured++
-	s.base, s.turnedOn = rate, false
-	s.set(rate)
-}
-
-// restore undoes configure, if only when the last recording ends.
-func (s *samplingRate) restore(rate int) {
-	if rate == 0 {
-		return
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.configured--
-	if s.configured > 0 {
-		return
-	}
-	s.base = s.before
-	if s.recordings > 0 && s.base == 0 {
-		s.turnedOn = true
-		s.set(s.demand)
-		return
-	}
-	s.set(s.base)
-}
-
-func (s *samplingRate) begin() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.recordings++
-	if s.now() == 0 {
-		s.turnedOn = true
-		s.set(s.demand)
-	}
-}
-
-func (s *samplingRate) end() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.recordings--
-	if s.recordings > 0 || !s.turnedOn {
-		return
-	}
-	// What somebody else has set meanwhile is left alone.
-	if s.now() == s.demand {
-		s.set(0)
-	}
-	s.turnedOn = false
-}
-
-// recording is a profile that takes time.
-type recording struct {
-	start, stop func(io.Writer) error
-	text        bool
-}
-
-// record answers with a recording of this duration. It is made in memory and
-// sent when it is whole: a slow client would hold up the flight recorder, which
-// shares a goroutine of the runtime's with a trace.
-func record(w http.ResponseWriter, r *http.Request, name string, d time.Duration, rec recording) {
-	setProfileHeader(w, name, rec.text)
-	if r.Method == http.MethodHead || !releaseTimeout(w) {
-		return
-	}
-	deadline := rollingDeadline{w, writeAllowance}
-	deadline.clear()
-	body := recordingBuffer{full: make(chan struct{})}
-	if err := rec.start(&body); err != nil {
-		profileError(w, http.StatusConflict, name+": "+err.Error())
-		return
-	}
-	gone := waitRecording(r.Context(), d, body.full)
-	err := rec.stop(&body)
-	deadline.arm()
-	switch {
-	case errors.Is(gone, context.DeadlineExceeded):
-		profileError(w, http.StatusServiceUnavailable, name+": cut short: "+gone.Error())
-	case gone != nil:
-		cutReply(w, r)
-	case err != nil:
-		profileError(w, http.StatusInternalServerError, name+": "+err.Error())
-	default:
-		sendProfile(w, r, body.Bytes())
-	}
-}
-
-// waitRecording returns after d, or when there is enough, or when the server
-// drains, and with an error if there is nobody to send to.
-func waitRecording(ctx context.Context, d time.Duration, full <-chan struct{}) error {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-	case <-full:
-	case <-Draining(ctx):
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-	return nil
-}
-
-// maxRecording is how large a trace becomes before it ends.
-const maxRecording = 32 << 20
-
-// recordingBuffer tells when it has more than maxRecording.
-type recordingBuffer struct {
-	bytes.Buffer
-	full chan struct{} // closed then
-}
-
-func (b *recordingBuffer) Write(p []byte) (int, error) {
-	before := b.Len()
-	n, err := b.Buffer.Write(p)
-	if before <= maxRecording && b.Len() > maxRecording {
-		close(b.full)
-	}
-	return n, err
-}
-
-// sendProfile answers with what is in memory, which may take longer than the
+// sendProfile responds with what is in memory, which may take longer than the
 // server's WriteTimeout.
 func sendProfile(w http.ResponseWriter, r *http.Request, body []byte) {
 	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
 	if r.Method == http.MethodHead || !releaseTimeout(w) {
 		return
 	}
-	deadline := rollingDeadline{w, writeAllowance}
-	if _, err := deadline.write(body); err != nil {
+	if _, err := (rollingDeadline{w, writeAllowance}).write(body); err != nil {
 		cutReply(w, r)
 	}
 }
@@ -628,38 +534,23 @@ func serveSymbol(w http.ResponseWriter, r *http.Request) {
 		}
 		text = string(body)
 	}
-	reply := []byte("num_symbols: 1\n") // or any other number but 0
+	response := []byte("num_symbols: 1\n") // or any other number but 0
 	for word := range strings.SplitSeq(text, "+") {
 		pc, err := strconv.ParseUint(strings.TrimSpace(word), 0, 64)
 		if f := runtime.FuncForPC(uintptr(pc)); err == nil && f != nil {
-			reply = fmt.Appendf(reply, "%#x %s\n", pc, f.Name())
+			response = fmt.Appendf(response, "%#x %s\n", pc, f.Name())
 		}
 	}
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-	sendProfile(w, r, reply)
+	sendProfile(w, r, response)
 }
-
-func (p *Profiler) serveFlight(w http.ResponseWriter, r *http.Request) {
-	body, err := p.snapshot()
-	switch {
-	case errors.Is(err, errNoFlightRecorder):
-		profileError(w, http.StatusBadRequest, err.Error())
-	case err != nil:
-		profileError(w, http.StatusInternalServerError, "flight: "+err.Error())
-	default:
-		setProfileHeader(w, "flight", false)
-		sendProfile(w, r, body)
-	}
-}
-
-var errNoFlightRecorder = errors.New("flight: no flight recorder runs: set ProfilingConfig.FlightRecorder")
 
 // snapshot copies the flight recorder's window to memory.
 func (p *Profiler) snapshot() ([]byte, error) {
-	p.flightMu.Lock()
-	defer p.flightMu.Unlock()
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	if p.flight == nil {
-		return nil, errNoFlightRecorder
+		return nil, errors.New("no flight recorder runs: set ProfilingConfig.FlightRecorder")
 	}
 	var body bytes.Buffer
 	_, err := p.flight.WriteTo(&body)
@@ -671,36 +562,33 @@ const (
 	slowKept  = 10          // recordings
 )
 
-// SlowRequests writes what the flight recorder has when a request took
-// threshold or longer, to a file in dir for go tool trace: what the handler,
-// and everything else, did in the seconds before. At most one a minute is
-// written, and of all in dir the newest ten are kept. The name has the time and
-// the request's id, slow-20060102T150405.000Z-ID.trace, and the log a line,
-// "slow request recorded", with the file.
+// SlowRequests writes the flight recorder's window to a file in dir, for go tool
+// trace, when a request took threshold or longer: what the handler, and all else
+// in the process, did in the seconds before. It writes at most one a minute, and
+// keeps the newest ten in dir. The name has the time and the request's id,
+// slow-20060102T150405.000Z-ID.trace, and the log a line with it, "slow request
+// recorded".
 //
-// A request ends when its handler returns. One that lasts by nature ends with
-// the first byte of its reply, or when its connection is hijacked: a stream, an
-// event stream, a file of a [FileServer]. The file is written on a goroutine of
-// its own, and neither the reply nor another request waits for it;
-// [Profiler.Close] does, so that a service calls that in a hook.
+// A request ends when its handler returns. One that lasts by nature (a stream,
+// an event stream, a file of a [FileServer]) ends with the first byte of its
+// response, or when its connection is hijacked. No request waits for the file.
+// [Profiler.Close] does: call it in a hook of the shutdown.
 //
-// It belongs inside [RequestID], for the id, and outside [Timeout], which ends
-// a request too. SlowRequests panics, naming each, if the Profiler has no
-// FlightRecorder, threshold is not positive, or dir is not a directory that
-// can be written to.
+// SlowRequests belongs inside [RequestID], for the id, and outside [Timeout],
+// which ends a request too. It panics, naming each, if the Profiler has no
+// FlightRecorder, threshold is not positive, or dir is not a directory.
 func (p *Profiler) SlowRequests(threshold time.Duration, dir string) Middleware {
-	var faults faultList
+	var errs faultList
 	if p.config.FlightRecorder == 0 {
-		faults.add("FlightRecorder: SlowRequests needs one")
+		errs.add("FlightRecorder: SlowRequests needs one")
 	}
 	if threshold <= 0 {
-		faults.add("threshold: %v is not positive", threshold)
+		errs.add("threshold: %v is not positive", threshold)
 	}
-	dir, err := writableDir(dir)
-	if err != nil {
-		faults.add("dir: %w", err)
+	if _, err := os.ReadDir(dir); err != nil {
+		errs.add("dir: %w", err)
 	}
-	if err := errors.Join(faults...); err != nil {
+	if err := errors.Join(errs...); err != nil {
 		panic(err)
 	}
 	return func(next http.Handler) http.Handler {
@@ -715,22 +603,8 @@ func (p *Profiler) SlowRequests(threshold time.Duration, dir string) Middleware 
 	}
 }
 
-// writableDir returns the absolute path of a directory, having tried to make a
-// file in it.
-func writableDir(dir string) (string, error) {
-	dir, err := filepath.Abs(dir)
-	if err != nil {
-		return dir, err
-	}
-	f, err := os.CreateTemp(dir, ".slow-*")
-	if err != nil {
-		return dir, err
-	}
-	return dir, errors.Join(f.Close(), os.Remove(f.Name()))
-}
-
-// slowWriter is the handler's ResponseWriter behind SlowRequests, which sees
-// when a request ends.
+// slowWriter is the handler's ResponseWriter behind SlowRequests. It sees when a
+// request ends.
 type slowWriter struct {
 	*exchange
 	profiler  *Profiler
@@ -745,16 +619,24 @@ type slowWriter struct {
 func (s *slowWriter) Unwrap() http.ResponseWriter { return s.exchange }
 
 // releaseTimeout is called by the function releaseTimeout in conduit.go, just
-// before the first byte of what outlives a timeout by nature.
+// before the first byte of a response that outlives a timeout by nature.
 func (s *slowWriter) releaseTimeout() bool {
 	s.end()
 	return true
 }
 
+func (s *slowWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	conn, buf, err := s.exchange.Hijack()
+	if err == nil {
+		s.end()
+	}
+	return conn, buf, err
+}
+
 // end has the request recorded if it was slow. Only the first call counts.
 func (s *slowWriter) end() {
 	took := time.Since(s.start)
-	if !s.ended.CompareAndSwap(false, true) || took < s.threshold || !s.profiler.claimSlow() {
+	if s.ended.Swap(true) || took < s.threshold || !s.profiler.claimSlow() {
 		return
 	}
 	ctx, r := s.request.Context(), s.request
@@ -766,21 +648,15 @@ func (s *slowWriter) end() {
 	go s.profiler.recordSlow(logger, s.dir, name+".trace")
 }
 
-func (s *slowWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
-	conn, buf, err := s.exchange.Hijack()
-	if err == nil {
-		s.end()
-	}
-	return conn, buf, err
-}
-
-// claimSlow reports whether a slow request is to be recorded now, by
-// recordSlow.
+// claimSlow reports whether recordSlow is to be called now. Nothing is claimed
+// while somebody takes a snapshot, for which a request is not to wait.
 func (p *Profiler) claimSlow() bool {
-	p.mu.Lock()
+	if !p.mu.TryLock() {
+		return false
+	}
 	defer p.mu.Unlock()
 	now := time.Now()
-	if p.closed || !p.slowLast.IsZero() && now.Sub(p.slowLast) < slowPause {
+	if p.closed || now.Sub(p.slowLast) < slowPause {
 		return false
 	}
 	p.slowLast = now
@@ -788,74 +664,45 @@ func (p *Profiler) claimSlow() bool {
 	return true
 }
 
+// recordSlow writes a recording. The file has its name only once it is whole,
+// and is for the owner alone. The names sort by time.
 func (p *Profiler) recordSlow(logger *slog.Logger, dir, name string) {
 	defer p.slow.Done()
 	file := filepath.Join(dir, name)
+	part := file + ".part"
 	body, err := p.snapshot()
 	if err == nil {
-		err = writeWhole(file, body)
+		err = os.WriteFile(part, body, 0o600)
 	}
-	if err != nil {
-		logger.Error("slow request not recorded", "err", err)
-		return
-	}
-	logger.Warn("slow request recorded", "file", file)
-	if err := removeOldest(dir); err != nil {
-		logger.Error("old recording not removed", "err", err)
-	}
-}
-
-// writeWhole writes a file that has its name only once it is whole. What it
-// holds is for the owner alone.
-func writeWhole(file string, body []byte) error {
-	part := file + ".part"
-	f, err := os.OpenFile(part, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(body)
-	if err = errors.Join(err, f.Close()); err == nil {
+	if err == nil {
 		err = os.Rename(part, file)
 	}
 	if err != nil {
 		os.Remove(part)
+		logger.Error("slow request not recorded", "err", err)
+		return
 	}
-	return err
+	logger.Warn("slow request recorded", "file", file)
+
+	names, _ := fs.Glob(os.DirFS(dir), "slow-*.trace")
+	for _, old := range names[:max(len(names)-slowKept, 0)] {
+		os.Remove(filepath.Join(dir, old))
+	}
 }
 
-// removeOldest keeps the newest recordings in a directory, which their names
-// sort by time.
-func removeOldest(dir string) error {
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return err
-	}
-	entries = slices.DeleteFunc(entries, func(e os.DirEntry) bool {
-		return !strings.HasPrefix(e.Name(), "slow-") || !strings.HasSuffix(e.Name(), ".trace") || !e.Type().IsRegular()
-	})
-	var faults []error
-	for _, e := range entries[:max(len(entries)-slowKept, 0)] {
-		if err := os.Remove(filepath.Join(dir, e.Name())); !errors.Is(err, fs.ErrNotExist) {
-			faults = append(faults, err)
-		}
-	}
-	return errors.Join(faults...)
-}
-
-// NewProfilingServer returns a server of its own for a Profiler: a port that
-// the public side of a service does not have, and that no middleware is in
-// front of. It has no WriteTimeout. Its Profiler closes when the server has been
-// shut down or closed: do that even if it never served.
+// NewProfilingServer returns a server of its own for a Profiler, on a port that
+// the public side of a service does not have. It has no WriteTimeout. Its Profiler
+// closes when the server has been shut down or closed: do that even if it never
+// served.
 //
-// An addr without a host, ":6060", is 127.0.0.1; "[::1]:6060" is the other
-// loopback address. With a host that others can reach, "10.0.0.7:6060" or
-// "0.0.0.0:6060", they still get 403 unless cfg has an Allow that lets them in.
-// It logs to [slog.Default]. Its statistics say nothing of a server: the
-// service's connections and requests are those of another. The error names addr,
-// or what [NewProfiler] refuses.
+// An addr without a host, ":6060", is 127.0.0.1. With a host that others can
+// reach, "10.0.0.7:6060" or "0.0.0.0:6060", they still get 403 unless cfg has an
+// Allow that lets them in. The server logs to [slog.Default]. Its statistics leave
+// out connections and requests, for those of the service are another server's. The
+// error names addr and every field that [NewProfiler] refuses.
 func NewProfilingServer(addr string, cfg *ProfilingConfig) (*Server, error) {
-	host, port, err := net.SplitHostPort(addr)
 	mux := http.NewServeMux()
+	host, port, err := net.SplitHostPort(addr)
 	var srv *Server
 	if err == nil {
 		srv, err = New(&Config{Address: net.JoinHostPort(cmp.Or(host, "127.0.0.1"), port), Handler: mux, WriteTimeout: -1})
@@ -868,7 +715,7 @@ func NewProfilingServer(addr string, cfg *ProfilingConfig) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	p.alone = true
+	p.standalone = true
 	p.Enable(mux)
 	srv.atEnd = func() { p.Close() }
 	return srv, nil
@@ -884,9 +731,9 @@ type RuntimeStats struct {
 	GOMAXPROCS    uint64  `json:"gomaxprocs"`
 	Goroutines    uint64  `json:"goroutines"`
 
-	// HeapBytes is what objects take that are in use or not yet swept,
-	// HeapLiveBytes what the last collection found in use, HeapGoalBytes where
-	// the next one is to end.
+	// HeapBytes is the memory of objects that are in use or not yet swept,
+	// HeapLiveBytes of those that the last collection found in use.
+	// HeapGoalBytes is the size at which the next collection is to end.
 	HeapBytes     uint64 `json:"heap_bytes"`
 	HeapLiveBytes uint64 `json:"heap_live_bytes"`
 	HeapGoalBytes uint64 `json:"heap_goal_bytes"`
@@ -913,10 +760,10 @@ type RuntimeStats struct {
 	SchedulerLatencyP99Seconds float64 `json:"scheduler_latency_p99_seconds"`
 
 	// MutexWaitSecondsTotal is how long goroutines waited for a sync.Mutex or
-	// sync.RWMutex.
+	// sync.RWMutex, or for a lock of the runtime.
 	MutexWaitSecondsTotal float64 `json:"mutex_wait_seconds_total"`
 
-	// The processor time of the program's code and of collection, estimates
+	// The processor time of the program's code and of collection are estimates
 	// that the runtime makes at the end of each collection, which comes at
 	// least every two minutes unless it is off. They are 0 before the first.
 	CPUUserSecondsTotal float64 `json:"cpu_user_seconds_total"`
@@ -924,18 +771,41 @@ type RuntimeStats struct {
 }
 
 // ReadRuntimeStats reads the process's statistics in a few microseconds,
-// without allocation and without stopping the world as
+// without allocation, and without stopping the world as
 // [runtime.ReadMemStats] does. It may be called from any goroutine.
 //
-// The endpoint stats adds the open connections and the requests in flight of
-// the [Server] that it is asked through, and the pool of ProfilingConfig.DB.
+// The endpoint stats adds the connections and requests of the [Server] that it is
+// asked through, the pool of ProfilingConfig.DB, and on Linux the process's own
+// processor time, memory and file descriptors. Prometheus gets them under the
+// names of its client for Go, with the rest of that client's go_memstats, and
+// histograms of collection pauses and scheduling latency.
 func ReadRuntimeStats() RuntimeStats {
 	m := readRuntime()
 	defer runtimeReadings.Put(m)
 	return m.stats()
 }
 
-// readRuntime returns what the runtime says now, to be put back into
+// processStart is when the package was initialized, before main.
+var processStart = time.Now()
+
+// runtimeReading has a sample of each metric in runtimeFamilies, sorted by name.
+type runtimeReading struct{ samples []metrics.Sample }
+
+// runtimeReadings holds *runtimeReading, whose histograms are used again.
+var runtimeReadings = sync.Pool{New: func() any {
+	var names []string
+	for _, f := range runtimeFamilies {
+		names = append(names, strings.Fields(f.metrics)...)
+	}
+	slices.Sort(names)
+	m := new(runtimeReading)
+	for _, name := range slices.Compact(names) {
+		m.samples = append(m.samples, metrics.Sample{Name: name})
+	}
+	return m
+}}
+
+// readRuntime returns what the runtime says now. The caller puts it back into
 // runtimeReadings.
 func readRuntime() *runtimeReading {
 	m := runtimeReadings.Get().(*runtimeReading)
@@ -943,52 +813,14 @@ func readRuntime() *runtimeReading {
 	return m
 }
 
-// processStart is when the package was initialized, before main.
-var processStart = time.Now()
-
-// runtimeReading has the metrics that are numbers or histograms of durations.
-type runtimeReading struct {
-	samples  []metrics.Sample
-	families []metricFamily // of each sample
-}
-
-// metricFamily is what Prometheus is told of a metric.
-type metricFamily struct{ name, kind, text string }
-
-// runtimeReadings holds *runtimeReading, whose histograms are used again.
-var runtimeReadings = sync.Pool{New: func() any {
-	m := new(runtimeReading)
-	underscores := strings.NewReplacer("/", "_", ":", "_", "-", "_")
-	for _, d := range metrics.All() {
-		name, kind := "go"+underscores.Replace(d.Name), "gauge"
-		switch {
-		case d.Kind == metrics.KindFloat64Histogram && strings.HasSuffix(d.Name, ":seconds"):
-			kind = "histogram"
-		case d.Kind == metrics.KindFloat64Histogram, strings.HasPrefix(d.Name, "/godebug/"):
-			continue
-		case d.Cumulative:
-			name, kind = name+"_total", "counter"
-		}
-		m.samples = append(m.samples, metrics.Sample{Name: d.Name})
-		m.families = append(m.families, metricFamily{name, kind, strings.Join(strings.Fields(d.Description), " ")})
-	}
-	return m
-}}
-
-// value returns a metric, the zero Value if the runtime does not have it.
 func (m *runtimeReading) value(name string) metrics.Value {
-	for i := range m.samples {
-		if m.samples[i].Name == name {
-			return m.samples[i].Value
-		}
-	}
-	return metrics.Value{}
+	i, _ := slices.BinarySearchFunc(m.samples, name, func(s metrics.Sample, name string) int { return strings.Compare(s.Name, name) })
+	return m.samples[i].Value
 }
 
-func (m *runtimeReading) number(name string) float64 { return metricNumber(m.value(name)) }
-
-func metricNumber(v metrics.Value) float64 {
-	switch v.Kind() {
+// number returns a metric, 0 if this version of Go does not have it.
+func (m *runtimeReading) number(name string) float64 {
+	switch v := m.value(name); v.Kind() {
 	case metrics.KindUint64:
 		return float64(v.Uint64())
 	case metrics.KindFloat64:
@@ -997,6 +829,7 @@ func metricNumber(v metrics.Value) float64 {
 	return 0
 }
 
+// histogram returns a metric, an empty one if this version of Go does not have it.
 func (m *runtimeReading) histogram(name string) *metrics.Float64Histogram {
 	if v := m.value(name); v.Kind() == metrics.KindFloat64Histogram {
 		return v.Float64Histogram()
@@ -1005,8 +838,8 @@ func (m *runtimeReading) histogram(name string) *metrics.Float64Histogram {
 }
 
 func (m *runtimeReading) stats() RuntimeStats {
-	pauses, latencies := m.histogram("/sched/pauses/total/gc:seconds"), m.histogram("/sched/latencies:seconds")
-	count, sum := histogramTotals(pauses)
+	pauses, pauseSeconds, pauseP50, pauseP99 := summarize(m.histogram("/sched/pauses/total/gc:seconds"))
+	_, _, latencyP50, latencyP99 := summarize(m.histogram("/sched/latencies:seconds"))
 	return RuntimeStats{
 		GoVersion:                  runtime.Version(),
 		UptimeSeconds:              time.Since(processStart).Seconds(),
@@ -1020,66 +853,57 @@ func (m *runtimeReading) stats() RuntimeStats {
 		MemoryBytes:                uint64(m.number("/memory/classes/total:bytes") - m.number("/memory/classes/heap/released:bytes")),
 		AllocatedBytesTotal:        uint64(m.number("/gc/heap/allocs:bytes")),
 		GCCyclesTotal:              uint64(m.number("/gc/cycles/total:gc-cycles")),
-		GCPausesTotal:              count,
-		GCPauseSecondsTotal:        sum,
-		GCPauseP50Seconds:          percentile(pauses, 0.50),
-		GCPauseP99Seconds:          percentile(pauses, 0.99),
-		SchedulerLatencyP50Seconds: percentile(latencies, 0.50),
-		SchedulerLatencyP99Seconds: percentile(latencies, 0.99),
+		GCPausesTotal:              pauses,
+		GCPauseSecondsTotal:        pauseSeconds,
+		GCPauseP50Seconds:          pauseP50,
+		GCPauseP99Seconds:          pauseP99,
+		SchedulerLatencyP50Seconds: latencyP50,
+		SchedulerLatencyP99Seconds: latencyP99,
 		MutexWaitSecondsTotal:      m.number("/sync/mutex/wait/total:seconds"),
 		CPUUserSecondsTotal:        m.number("/cpu/classes/user:cpu-seconds"),
 		CPUGCSecondsTotal:          m.number("/cpu/classes/gc/total:cpu-seconds"),
 	}
 }
 
-// histogramTotals returns how many values there are and an estimate of their
-// sum.
-func histogramTotals(h *metrics.Float64Histogram) (count uint64, sum float64) {
+// summarize returns how many durations a histogram has, an estimate of their
+// sum, and the upper bounds of the buckets with the median and the 99th
+// percentile.
+func summarize(h *metrics.Float64Histogram) (count uint64, sum, p50, p99 float64) {
+	for _, n := range h.Counts {
+		count += n
+	}
+	below := uint64(0)
 	for i, n := range h.Counts {
-		if n > 0 {
-			low, high := bucketBounds(h, i)
-			count += n
-			sum += float64(n) * (low + high) / 2
+		if n == 0 {
+			continue
+		}
+		low, high := max(h.Buckets[i], 0), h.Buckets[i+1]
+		if math.IsInf(high, 1) {
+			high = low
+		}
+		sum += float64(n) * (low + high) / 2
+		below += n
+		if p50 == 0 && below*2 >= count {
+			p50 = high
+		}
+		if p99 == 0 && below*100 >= count*99 {
+			p99 = high
 		}
 	}
-	return count, sum
+	return count, sum, p50, p99
 }
 
-// bucketBounds returns the bounds of a bucket of durations, an infinite one
-// being the same as the other.
-func bucketBounds(h *metrics.Float64Histogram, i int) (low, high float64) {
-	low, high = max(h.Buckets[i], 0), h.Buckets[i+1]
-	if math.IsInf(high, 1) {
-		high = low
-	}
-	return low, high
-}
-
-// percentile returns the upper bound of the bucket with the value that this
-// fraction of all does not exceed, 0 if there are none.
-func percentile(h *metrics.Float64Histogram, fraction float64) float64 {
-	count, _ := histogramTotals(h)
-	rank := uint64(math.Ceil(float64(count) * fraction))
-	for i, n := range h.Counts {
-		if rank <= n && n > 0 {
-			_, high := bucketBounds(h, i)
-			return high
-		}
-		rank -= min(rank, n)
-	}
-	return 0
-}
-
-// profilerStats is the reply of the endpoint stats.
+// profilerStats is the response of the endpoint stats.
 type profilerStats struct {
 	RuntimeStats
+	Process  statistics `json:"process,omitempty"`
 	Server   statistics `json:"server,omitempty"`
 	Database statistics `json:"database,omitempty"`
 }
 
 // statistics are numbers with their names in JSON and for Prometheus.
 type statistics []struct {
-	key, name, kind, text string
+	key, name, kind, help string
 	value                 float64
 }
 
@@ -1089,6 +913,33 @@ func (s statistics) MarshalJSON() ([]byte, error) {
 		object[n.key] = n.value
 	}
 	return json.Marshal(object)
+}
+
+// readProcess returns what /proc tells of the process, nil on a system without
+// it. The fields of stat are those of proc_pid_stat(5). Linux counts 100 clock
+// ticks a second there, on every processor that Go runs on.
+func readProcess() statistics {
+	stat, err := os.ReadFile("/proc/self/stat")
+	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:])) // the program's name may have spaces
+	if err != nil || len(fields) < 22 {
+		return nil
+	}
+	dir, err := os.Open("/proc/self/fd")
+	if err != nil {
+		return nil
+	}
+	defer dir.Close()
+	fds, _ := dir.Readdirnames(-1) // os.ReadDir would sort them, and there may be 10,000
+	field := func(number int) float64 {
+		v, _ := strconv.ParseFloat(fields[number-3], 64) // pid and name are gone
+		return v
+	}
+	return statistics{
+		{"cpu_seconds_total", "process_cpu_seconds_total", "counter", "Processor time of the process.", (field(14) + field(15)) / 100},
+		{"virtual_bytes", "process_virtual_memory_bytes", "gauge", "Address space of the process.", field(23)},
+		{"resident_bytes", "process_resident_memory_bytes", "gauge", "Memory of the process.", field(24) * float64(os.Getpagesize())},
+		{"open_fds", "process_open_fds", "gauge", "File descriptors that are open.", float64(len(fds) - 1)}, // without dir
+	}
 }
 
 func serverStatistics(s *Server) statistics {
@@ -1112,22 +963,26 @@ func databaseStatistics(d sql.DBStats) statistics {
 	}
 }
 
-// serveStats answers in JSON, or for Prometheus if the format or the Accept
-// field, in which the first type that is known counts, asks for that.
-func (p *Profiler) serveStats(w http.ResponseWriter, r *http.Request, format string) {
+// serveStats responds in JSON, or for Prometheus if the format or the Accept
+// field asks for that. Prometheus names application/openmetrics-text or begins
+// with text/plain. Other clients that name text/plain prefer something else.
+func (p *Profiler) serveStats(w http.ResponseWriter, r *http.Request) {
 	addVary(w.Header(), "Accept")
-	if format == "" && acceptsExposition(r.Header["Accept"]) {
+	format, accept := r.URL.Query().Get("format"), strings.ToLower(r.Header.Get("Accept"))
+	if format == "" && (strings.HasPrefix(accept, "text/plain") || strings.Contains(accept, "application/openmetrics-text")) {
 		format = "prometheus"
 	}
+
 	m := readRuntime()
 	defer runtimeReadings.Put(m)
-	stats := profilerStats{RuntimeStats: m.stats()}
-	if s := serverFrom(r.Context()); s != nil && !p.alone {
+	stats := profilerStats{RuntimeStats: m.stats(), Process: readProcess()}
+	if s := serverFrom(r.Context()); s != nil && !p.standalone {
 		stats.Server = serverStatistics(s)
 	}
 	if p.config.DB != nil {
 		stats.Database = databaseStatistics(p.config.DB.Stats())
 	}
+
 	switch format {
 	case "prometheus":
 		w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
@@ -1140,39 +995,67 @@ func (p *Profiler) serveStats(w http.ResponseWriter, r *http.Request, format str
 	}
 }
 
-func acceptsExposition(accept []string) bool {
-	for _, line := range accept {
-		for member := range strings.SplitSeq(line, ",") {
-			switch mediaType(member) {
-			case "text/plain", "application/openmetrics-text":
-				return true
-			case "application/json", "text/html":
-				return false
-			}
-		}
-	}
-	return false
+// runtimeFamilies are what Prometheus is told of the runtime: for each family
+// the metric of [runtime/metrics] that it has, or several to be added up. They
+// have all that RuntimeStats is made of. It is never written to.
+var runtimeFamilies = []struct{ name, kind, metrics, help string }{
+	{"go_goroutines", "gauge", "/sched/goroutines:goroutines", "Goroutines that exist."},
+	{"go_threads", "gauge", "/sched/threads/total:threads", "Threads of the operating system that exist."},
+	{"go_sched_gomaxprocs_threads", "gauge", "/sched/gomaxprocs:threads", "Threads that may run Go code at the same time."},
+	{"go_gc_gogc_percent", "gauge", "/gc/gogc:percent", "GOGC."},
+	{"go_gc_gomemlimit_bytes", "gauge", "/gc/gomemlimit:bytes", "GOMEMLIMIT."},
+	{"go_gc_heap_live_bytes", "gauge", "/gc/heap/live:bytes", "Heap that the last collection found in use."},
+	{"go_gc_cycles_total_gc_cycles_total", "counter", "/gc/cycles/total:gc-cycles", "Collections."},
+	{"go_memstats_alloc_bytes", "gauge", "/memory/classes/heap/objects:bytes", "Heap of objects in use or not yet swept."},
+	{"go_memstats_alloc_bytes_total", "counter", "/gc/heap/allocs:bytes", "Heap allocated since the start."},
+	{"go_memstats_mallocs_total", "counter", "/gc/heap/allocs:objects /gc/heap/tiny/allocs:objects", "Objects allocated since the start."},
+	{"go_memstats_frees_total", "counter", "/gc/heap/frees:objects /gc/heap/tiny/allocs:objects", "Objects freed since the start."},
+	{"go_memstats_sys_bytes", "gauge", "/memory/classes/total:bytes", "Memory from the system."},
+	{"go_memstats_heap_alloc_bytes", "gauge", "/memory/classes/heap/objects:bytes", "Heap of objects in use or not yet swept."},
+	{"go_memstats_heap_sys_bytes", "gauge", "/memory/classes/heap/objects:bytes /memory/classes/heap/unused:bytes /memory/classes/heap/free:bytes /memory/classes/heap/released:bytes", "Heap from the system."},
+	{"go_memstats_heap_inuse_bytes", "gauge", "/memory/classes/heap/objects:bytes /memory/classes/heap/unused:bytes", "Heap spans in use."},
+	{"go_memstats_heap_idle_bytes", "gauge", "/memory/classes/heap/free:bytes /memory/classes/heap/released:bytes", "Heap spans not in use."},
+	{"go_memstats_heap_released_bytes", "gauge", "/memory/classes/heap/released:bytes", "Heap given back to the system."},
+	{"go_memstats_heap_objects", "gauge", "/gc/heap/objects:objects", "Objects on the heap."},
+	{"go_memstats_next_gc_bytes", "gauge", "/gc/heap/goal:bytes", "Heap at which the next collection is to end."},
+	{"go_memstats_stack_inuse_bytes", "gauge", "/memory/classes/heap/stacks:bytes", "Stacks of goroutines."},
+	{"go_memstats_stack_sys_bytes", "gauge", "/memory/classes/heap/stacks:bytes /memory/classes/os-stacks:bytes", "Stacks of goroutines and threads."},
+	{"go_memstats_mspan_inuse_bytes", "gauge", "/memory/classes/metadata/mspan/inuse:bytes", "The runtime's mspans in use."},
+	{"go_memstats_mspan_sys_bytes", "gauge", "/memory/classes/metadata/mspan/inuse:bytes /memory/classes/metadata/mspan/free:bytes", "The runtime's mspans."},
+	{"go_memstats_mcache_inuse_bytes", "gauge", "/memory/classes/metadata/mcache/inuse:bytes", "The runtime's mcaches in use."},
+	{"go_memstats_mcache_sys_bytes", "gauge", "/memory/classes/metadata/mcache/inuse:bytes /memory/classes/metadata/mcache/free:bytes", "The runtime's mcaches."},
+	{"go_memstats_buck_hash_sys_bytes", "gauge", "/memory/classes/profiling/buckets:bytes", "Tables of the profiles."},
+	{"go_memstats_gc_sys_bytes", "gauge", "/memory/classes/metadata/other:bytes", "The runtime's other metadata."},
+	{"go_memstats_other_sys_bytes", "gauge", "/memory/classes/other:bytes", "All else that the runtime has from the system."},
+	{"go_cpu_classes_user_cpu_seconds_total", "counter", "/cpu/classes/user:cpu-seconds", "Processor time of the program's code, an estimate as of the last collection."},
+	{"go_cpu_classes_gc_total_cpu_seconds_total", "counter", "/cpu/classes/gc/total:cpu-seconds", "Processor time of collections, an estimate as of the last one."},
+	{"go_sync_mutex_wait_total_seconds_total", "counter", "/sync/mutex/wait/total:seconds", "Time that goroutines waited for locks."},
+	{"go_gc_pauses_seconds", "histogram", "/sched/pauses/total/gc:seconds", "Pauses of the program for collections."},
+	{"go_sched_pauses_total_gc_seconds", "histogram", "/sched/pauses/total/gc:seconds", "Pauses of the program for collections."},
+	{"go_sched_latencies_seconds", "histogram", "/sched/latencies:seconds", "Time that goroutines which could run had to wait."},
 }
 
-// exposition returns the statistics, and all other numbers of the runtime's, in
-// [Prometheus' text format]. The names are those that its client for Go gives
-// to the runtime's metrics.
+// exposition returns the statistics in [Prometheus' text format].
 //
 // [Prometheus' text format]: https://prometheus.io/docs/instrumenting/exposition_formats/
 func (s *profilerStats) exposition(m *runtimeReading) []byte {
-	e := make(exposition, 0, 32<<10)
+	e := make(exposition, 0, 16<<10)
 	e.add(fmt.Sprintf("go_info{version=%q}", s.GoVersion), "gauge", "Version of Go.", 1)
 	e.add("process_start_time_seconds", "gauge", "Start of the process, in Unix time.", float64(processStart.UnixMilli())/1e3)
-	e.add("go_goroutines", "gauge", "Goroutines that exist.", float64(s.Goroutines))
-	for i, f := range m.families {
-		if v := m.samples[i].Value; v.Kind() == metrics.KindFloat64Histogram {
-			e.addHistogram(f.name, f.text, v.Float64Histogram())
-		} else {
-			e.add(f.name, f.kind, f.text, metricNumber(v))
+	for _, f := range runtimeFamilies {
+		if f.kind == "histogram" {
+			e.addHistogram(f.name, f.help, m.histogram(f.metrics))
+			continue
 		}
+		sum := 0.0
+		for name := range strings.FieldsSeq(f.metrics) {
+			sum += m.number(name)
+		}
+		e.add(f.name, f.kind, f.help, sum)
 	}
-	for _, n := range slices.Concat(s.Server, s.Database) {
-		e.add(n.name, n.kind, n.text, n.value)
+	e.addCollections()
+	for _, n := range slices.Concat(s.Process, s.Server, s.Database) {
+		e.add(n.name, n.kind, n.help, n.value)
 	}
 	return e
 }
@@ -1181,105 +1064,67 @@ func (s *profilerStats) exposition(m *runtimeReading) []byte {
 type exposition []byte
 
 // add adds a metric with one sample, which may have labels.
-func (e *exposition) add(sample, kind, text string, v float64) {
+func (e *exposition) add(sample, kind, help string, v float64) {
 	name, _, _ := strings.Cut(sample, "{")
-	e.head(name, kind, text)
+	e.head(name, kind, help)
 	e.sample(sample, v)
 }
 
-func (e *exposition) head(name, kind, text string) {
-	*e = append(*e, "# HELP "+name+" "+text+"\n# TYPE "+name+" "+kind+"\n"...)
+func (e *exposition) head(name, kind, help string) {
+	*e = fmt.Appendf(*e, "# HELP %s %s\n# TYPE %s %s\n", name, help, name, kind)
 }
 
-func (e *exposition) sample(sample string, v float64) {
-	*e = append(append(*e, sample...), ' ')
-	*e = append(strconv.AppendFloat(*e, v, 'g', -1, 64), '\n')
-}
+func (e *exposition) sample(sample string, v float64) { *e = fmt.Appendf(*e, "%s %v\n", sample, v) }
 
-// addHistogram adds one with a bucket for each power of ten of seconds: a value
+// addHistogram adds one with a bucket for each power of ten of seconds. A value
 // counts where the end of the runtime's finer bucket is.
-func (e *exposition) addHistogram(name, text string, h *metrics.Float64Histogram) {
-	e.head(name, "histogram", text)
-	count, sum := histogramTotals(h)
+func (e *exposition) addHistogram(name, help string, h *metrics.Float64Histogram) {
+	e.head(name, "histogram", help)
+	count, sum, _, _ := summarize(h)
 	i, below := 0, uint64(0)
 	for _, bound := range []float64{1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1} {
 		for ; i < len(h.Counts) && h.Buckets[i+1] <= bound; i++ {
 			below += h.Counts[i]
 		}
-		e.sample(name+`_bucket{le="`+strconv.FormatFloat(bound, 'g', -1, 64)+`"}`, float64(below))
+		e.sample(fmt.Sprintf("%s_bucket{le=\"%v\"}", name, bound), float64(below))
 	}
 	e.sample(name+`_bucket{le="+Inf"}`, float64(count))
 	e.sample(name+"_sum", sum)
 	e.sample(name+"_count", float64(count))
 }
 
-// servePage sends one of the two pages. Nothing in them comes from elsewhere,
-// and their policy forbids what would.
+// addCollections adds what only [debug.ReadGCStats] tells: the pauses of the
+// last 256 collections, and the time of the last one.
+func (e *exposition) addCollections() {
+	gc := debug.GCStats{PauseQuantiles: make([]time.Duration, 5)}
+	debug.ReadGCStats(&gc)
+	e.add("go_memstats_last_gc_time_seconds", "gauge", "Time of the last collection, in Unix time.", float64(gc.LastGC.UnixMilli())/1e3)
+	e.head("go_gc_duration_seconds", "summary", "Pause of the program in a collection.")
+	for i, pause := range gc.PauseQuantiles {
+		e.sample(fmt.Sprintf("go_gc_duration_seconds{quantile=\"%v\"}", float64(i)/4), pause.Seconds())
+	}
+	e.sample("go_gc_duration_seconds_sum", gc.PauseTotal.Seconds())
+	e.sample("go_gc_duration_seconds_count", float64(gc.NumGC))
+}
+
+// servePage sends one of the two pages. All that they need is in them, and their
+// policy forbids everything else.
 func servePage(w http.ResponseWriter, page string) {
+	var others strings.Builder
+	for _, profile := range pprof.Profiles() {
+		href := (&url.URL{Path: profile.Name()}).String() // a name may have slashes, and more
+		if link := fmt.Sprintf("<li><a href=\"%s?debug=1\">%s</a>", html.EscapeString(href), html.EscapeString(profile.Name())); !strings.Contains(page, link) {
+			fmt.Fprintf(&others, "%s (%d)\n", link, profile.Count())
+		}
+	}
 	nonce := rand.Text()
 	h := w.Header()
 	h.Set("Content-Type", "text/html; charset=utf-8")
 	h.Set("Content-Security-Policy", "default-src 'none'; connect-src 'self'; img-src data:; script-src 'nonce-"+nonce+"'; "+
 		"style-src 'nonce-"+nonce+"'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
 	h.Set("Referrer-Policy", "no-referrer")
-	io.WriteString(w, strings.NewReplacer("STYLE", pageStyle, "NONCE", nonce, "PROFILES", profileList()).Replace(page))
+	io.WriteString(w, strings.NewReplacer("NONCE", nonce, "OTHERS", others.String()).Replace(page))
 }
-
-// profileList returns a list of links to every profile, as HTML.
-func profileList() string {
-	var list strings.Builder
-	link := func(href, name, text string) {
-		fmt.Fprintf(&list, "<li><a href=\"%s\">%s</a> %s\n", html.EscapeString(href), html.EscapeString(name), text)
-	}
-	link("profile?seconds=30", "profile", "where the processors' time goes, in 30 seconds")
-	link("trace?seconds=1", "trace", "all that goroutines do, in a second, for <code>go tool trace</code>")
-	for _, profile := range pprof.Profiles() {
-		name := profile.Name()
-		href := (&url.URL{Path: name}).String() // a name may have slashes, and more
-		text := profileTexts[name]
-		switch name {
-		case "block", "mutex":
-			link(href+"?seconds=10&debug=1", name, text)
-		default:
-			link(href+"?debug=1", name, fmt.Sprint(text, " (", profile.Count(), ")"))
-		}
-	}
-	link("goroutine?debug=2", "all goroutines", "with their whole stacks")
-	link("flight", "flight", "the flight recorder's window, for <code>go tool trace</code>")
-	link("stats", "stats", `numbers, also <a href="stats?format=prometheus">for Prometheus</a>`)
-	link("cmdline", "cmdline", "how the program was started")
-	return list.String()
-}
-
-var profileTexts = map[string]string{
-	"allocs":       "all memory allocated since the start",
-	"block":        "where goroutines wait, in 10 seconds",
-	"goroutine":    "where goroutines are",
-	"heap":         "memory in use",
-	"mutex":        "who holds mutexes that others wait for, in 10 seconds",
-	"threadcreate": "what led to threads",
-}
-
-const pageStyle = `:root { color-scheme: light dark; --line: light-dark(#06c, #6af); --soft: light-dark(#777, #999); --edge: light-dark(#ddd, #333) }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 0 auto; padding: 1rem; background: light-dark(#fff, #121212); color: light-dark(#111, #eee) }
-h1 { font-size: 1.3rem; margin: 0 }
-h2 { font-size: 1rem }
-a { color: var(--line) }
-code { font-size: .9em; overflow-wrap: anywhere }
-ul { padding-left: 1.2rem }
-li { padding: .15rem 0 }
-#state { color: var(--soft); margin: 0 0 1rem }
-#state.gone { color: light-dark(#b00020, #ff8a80); font-weight: bold }
-#charts { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(min(18rem, 100%), 1fr)) }
-figure { margin: 0; padding: .6rem .8rem; border: 1px solid var(--edge); border-radius: .5rem; min-width: 0 }
-figcaption { display: flex; justify-content: space-between; gap: 1rem; font-size: .9rem }
-output { font-variant-numeric: tabular-nums; font-weight: bold; white-space: nowrap }
-small { display: flex; justify-content: space-between; color: var(--soft); font-size: .75rem }
-svg { display: block; width: 100%; height: 5rem; overflow: hidden }
-path { fill: none; stroke: var(--line); stroke-width: 2; vector-effect: non-scaling-stroke; stroke-linejoin: round }
-path.more { stroke: var(--soft); stroke-width: 1; stroke-dasharray: 4 3 }
-.gone figure { opacity: .5 }
-`
 
 const pageHead = `<!DOCTYPE html>
 <html lang="en">
@@ -1288,18 +1133,47 @@ const pageHead = `<!DOCTYPE html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <link rel="icon" href="data:,">
 <style nonce="NONCE">
-STYLE</style>
+:root { color-scheme: light dark; --line: light-dark(#06c, #6af); --soft: light-dark(#666, #999); --edge: light-dark(#ddd, #333) }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 0 auto; padding: 1rem; background: light-dark(#fff, #121212); color: light-dark(#111, #eee) }
+a { color: var(--line) }
+#charts { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(min(20rem, 100%), 1fr)) }
+figure:not([hidden]) { margin: 0; padding: .8rem; border: 1px solid var(--edge); border-radius: .5rem; display: grid; grid-template-columns: auto 1fr; align-content: start; gap: .6rem }
+figcaption { grid-column: 1 / -1; display: flex; gap: 1rem; font-size: .9rem; font-variant-numeric: tabular-nums }
+figcaption b { flex: 1 }
+.scale { display: flex; justify-content: space-between; color: var(--soft); font-size: .75rem; line-height: 0 }
+.y { flex-direction: column; text-align: right }
+.x { grid-column: 2; line-height: 1 }
+svg { width: 100%; height: 6rem; overflow: visible }
+path { fill: none; stroke: var(--edge); vector-effect: non-scaling-stroke; stroke-linejoin: round }
+.line { color: var(--line); stroke: var(--line); stroke-width: 2 }
+.line + .line { color: var(--soft); stroke: var(--soft); stroke-dasharray: 4 3 }
+.gone #state { color: light-dark(#b00020, #ff8a80); font-weight: bold }
+.gone figure { opacity: .5 }
+</style>
+`
+
+const pageProfiles = `<ul>
+<li><a href="profile?seconds=30">profile</a> where the processors' time goes, recorded for 30 seconds
+<li><a href="trace?seconds=1">trace</a> all that goroutines do, recorded for a second, for <code>go tool trace</code>
+<li><a href="heap?debug=1">heap</a> memory in use
+<li><a href="allocs?debug=1">allocs</a> all memory allocated since the start
+<li><a href="goroutine?debug=1">goroutine</a> where goroutines are, also <a href="goroutine?debug=2">one by one</a>
+<li><a href="block?debug=1">block</a> where goroutines wait; <a href="block?seconds=10&amp;debug=1">record 10 seconds</a>, which adds to what was recorded before
+<li><a href="mutex?debug=1">mutex</a> who holds mutexes that others wait for; <a href="mutex?seconds=10&amp;debug=1">record 10 seconds</a>, which adds to what was recorded before
+<li><a href="threadcreate?debug=1">threadcreate</a> what led to threads
+OTHERS<li><a href="flight">flight</a> the flight recorder's window, for <code>go tool trace</code>
+<li><a href="stats">stats</a> numbers, also <a href="stats?format=prometheus">for Prometheus</a>
+<li><a href="cmdline">cmdline</a> how the program was started
+</ul>
+<p>Links with <code>debug=</code> show text. Without it they are for <code>go tool pprof</code>. block and mutex only ever add up, and heap, allocs and goroutine show one moment. To see what changes in an interval, fetch two of a kind and compare them: <code>go tool pprof -base first second</code>.</p>
 `
 
 const indexPage = pageHead + `<title>Profiles</title>
 </head>
 <body>
 <h1>Profiles</h1>
-<ul>
-<li><a href="live">live</a> the statistics as they come
-PROFILES</ul>
-<p>Links with <code>?debug=1</code> show text. Without it the profile is for <code>go tool pprof</code> and this page's address with the profile's name.</p>
-</body>
+<p><a href="live">The statistics as they come</a></p>
+` + pageProfiles + `</body>
 </html>
 `
 
@@ -1309,98 +1183,75 @@ const livePage = pageHead + `<title>Live</title>
 <h1>Live</h1>
 <p id="state" role="status">Connecting.</p>
 <div id="charts"></div>
-<p>A point each second, two minutes of them.</p>
-<noscript><p>The plots need JavaScript; <a href="stats">the numbers</a> do not.</p></noscript>
+<template>
+<figure hidden>
+<figcaption><b></b></figcaption>
+<div class="scale y"><span></span><span></span><span>0</span></div>
+<svg viewBox="0 0 100 100" preserveAspectRatio="none" aria-hidden="true"><path d="M0 0H100M0 50H100M0 100H100"/><path class="line"/><path class="line"/></svg>
+<div class="scale x"><span>2 minutes ago</span><span>now</span></div>
+</figure>
+</template>
+<noscript><p>The charts need JavaScript; <a href="stats">the numbers</a> do not.</p></noscript>
 <h2>Profiles</h2>
-<ul>
-PROFILES</ul>
-<script nonce="NONCE">
+` + pageProfiles + `<script nonce="NONCE">
 "use strict";
-const kept = 120;
-const count = v => v.toLocaleString("en", { maximumFractionDigits: 0 });
-const ms = v => v.toLocaleString("en", { maximumSignificantDigits: 3 }) + " ms";
-const bytes = v => {
-  let unit = 0;
-  for (; v >= 1024 && unit < 4; unit++) v /= 1024;
-  return v.toFixed(unit && v < 100 ? 1 : 0) + " " + ["B", "KiB", "MiB", "GiB", "TiB"][unit];
-};
-// Each chart: title, format, what the lines are, and their values, null for none.
+const kept = 120e3; // milliseconds
+// Each chart: what and in which unit, the names of its lines, and their values, nothing for none.
 const charts = [
-  ["Heap", bytes, "in use, and goal", s => [s.heap_bytes, s.heap_goal_bytes]],
-  ["Goroutines", count, "", s => [s.goroutines]],
-  ["GC pause", ms, "in each second", (s, last) => [last ? 1e3 * (s.gc_pause_seconds_total - last.gc_pause_seconds_total) / Math.max(1, s.uptime_seconds - last.uptime_seconds) : 0]],
-  ["Requests in flight", count, "", s => s.server && [s.server.requests]],
-  ["Open connections", count, "", s => s.server && [s.server.connections]],
-  ["Database pool", count, "in use, and open", s => s.database && [s.database.in_use, s.database.open]],
-].map(([title, format, note, values]) => ({ title, format, note, values, points: [] }));
-const state = document.getElementById("state");
-const make = (parent, name, space) => parent.appendChild(space ? document.createElementNS(space, name) : document.createElement(name));
-const show = chart => {
-  const figure = make(document.getElementById("charts"), "figure");
-  const caption = make(figure, "figcaption");
-  make(caption, "span").textContent = chart.title;
-  chart.now = make(caption, "output");
-  const space = "http://www.w3.org/2000/svg";
-  const svg = make(figure, "svg", space);
-  svg.setAttribute("viewBox", "0 0 " + (kept - 1) + " 100");
-  svg.setAttribute("preserveAspectRatio", "none");
-  svg.setAttribute("aria-hidden", "true");
-  chart.lines = ["more", ""].map(name => {
-    const path = make(svg, "path", space);
-    path.setAttribute("class", name);
-    return path;
-  }).reverse();
-  const foot = make(figure, "small");
-  make(foot, "span").textContent = chart.note;
-  chart.top = make(foot, "span");
+  ["Heap, MiB", ["in use", "goal"], s => [s.heap_bytes / 2 ** 20, s.heap_goal_bytes / 2 ** 20]],
+  ["Goroutines", [""], s => [s.goroutines]],
+  ["GC pauses, ms per second", [""], (s, last) => last && [1e3 * (s.gc_pause_seconds_total - last.gc_pause_seconds_total) / (s.uptime_seconds - last.uptime_seconds)]],
+  ["Requests in flight", [""], s => s.server && [s.server.requests]],
+  ["Open connections", [""], s => s.server && [s.server.connections]],
+  ["Pool, connections", ["in use", "open"], s => s.database && [s.database.in_use, s.database.open]],
+].map(([title, names, values]) => {
+  const figure = document.querySelector("template").content.cloneNode(true).firstElementChild;
+  figure.querySelector("b").textContent = title;
+  figure.querySelector("figcaption").append(...names.map(() => Object.assign(document.createElement("span"), { className: "line" })));
+  document.getElementById("charts").append(figure);
+  return { figure, names, values, points: [] };
+});
+const number = v => v.toLocaleString("en", v < 1000 ? { maximumSignificantDigits: 3 } : { maximumFractionDigits: 0 });
+// A scale ends at a round number, half of which is round too.
+const round = v => {
+  const power = 10 ** Math.floor(Math.log10(v));
+  return [1, 2, 4, 10].find(n => n * power >= v) * power;
 };
-const draw = chart => {
-  const all = chart.points.filter(p => p).flat();
-  const top = Math.max(...all, 0) * 1.1 || 1;
-  chart.lines.forEach((line, i) => {
-    let d = "", pen = "M";
-    chart.points.forEach((p, x) => {
-      if (!p || p[i] === undefined) return pen = "M"; // a gap
-      d += pen + (x + kept - chart.points.length) + " " + (98 - 96 * p[i] / top).toFixed(2);
-      pen = "L";
-    });
-    line.setAttribute("d", d);
+const draw = (chart, at, values) => {
+  chart.points = chart.points.filter(p => at - p.at <= kept).concat({ at, values });
+  if (values) chart.figure.hidden = false;
+  const top = round(Math.max(2, ...chart.points.flatMap(p => p.values || [])));
+  const marks = chart.figure.querySelectorAll(".y span"), lines = chart.figure.querySelectorAll("path.line"), now = chart.figure.querySelectorAll("span.line");
+  marks[0].textContent = number(top);
+  marks[1].textContent = number(top / 2);
+  chart.names.forEach((name, i) => {
+    let d = "", pen = "M"; // M is up, for a gap
+    for (const p of chart.points) {
+      if (p.values) d += pen + (100 - (at - p.at) / kept * 100).toFixed(2) + " " + (100 - p.values[i] / top * 100).toFixed(2);
+      pen = p.values ? "L" : "M";
+    }
+    lines[i].setAttribute("d", d);
+    now[i].textContent = name + " " + (values ? number(values[i]) : "–");
   });
-  chart.top.textContent = "peak " + chart.format(Math.max(...all, 0));
 };
-const plot = (s, last) => {
-  for (const chart of charts) {
-    const values = s && chart.values(s, last) || null;
-    if (values && !chart.now) show(chart);
-    chart.points.push(values);
-    if (chart.points.length > kept) chart.points.shift();
-    if (!chart.now) continue;
-    chart.now.textContent = values ? values.map(chart.format).join(" / ") : "–";
-    draw(chart);
-  }
-};
-const uptime = v => [[86400, " d "], [3600, " h "], [60, " min "], [1, " s"]].reduce((text, [size, unit]) => {
-  const n = Math.floor(v / size);
-  v -= n * size;
-  return n || text || size === 1 ? text + n + unit : text;
-}, "");
+const state = document.getElementById("state");
 let last = null, gone = null;
 const look = async () => {
   let s = null;
   try {
-    const reply = await fetch("stats", { headers: { Accept: "application/json" }, cache: "no-store", signal: AbortSignal.timeout(5000) });
-    if (!reply.ok) throw new Error(reply.status + " " + reply.statusText);
-    s = await reply.json();
+    const response = await fetch("stats?format=json", { cache: "no-store", signal: AbortSignal.timeout(5000) });
+    if (!response.ok) throw new Error(response.status + " " + response.statusText);
+    s = await response.json();
     if (last && s.uptime_seconds < last.uptime_seconds) last = null; // another process
     gone = null;
-    state.textContent = s.go_version + ", " + s.gomaxprocs + " processors, up " + uptime(s.uptime_seconds) + ", " + count(s.gc_cycles_total) + " collections";
+    state.textContent = s.go_version + ", " + s.gomaxprocs + " processors, started " + new Date(Date.now() - 1e3 * s.uptime_seconds).toLocaleString() + ", " + number(s.gc_cycles_total) + " collections";
   } catch (err) {
     gone ??= new Date();
-    state.textContent = "No answer since " + gone.toLocaleTimeString() + " (" + err.message + "). Trying again.";
+    state.textContent = "No response since " + gone.toLocaleTimeString() + " (" + err.message + "). Trying again each second.";
   }
   document.body.classList.toggle("gone", !s);
-  state.classList.toggle("gone", !s);
-  plot(s, last);
+  const at = Date.now();
+  for (const chart of charts) draw(chart, at, s && chart.values(s, last));
   last = s || last;
   setTimeout(look, 1000);
 };

@@ -33,7 +33,7 @@ func TestLivePageMoves(t *testing.T) {
 	for _, profile := range []string{"profile", "heap", "goroutine", "allocs", "block", "mutex", "threadcreate", "trace"} {
 		tab.waitFor(t, fmt.Sprintf(`//a[contains(@href, %q)]`, profile))
 	}
-	for _, chart := range []string{"Heap", "Goroutines", "GC pause", "Requests in flight", "Open connections", "Database pool"} {
+	for _, chart := range []string{"Heap, MiB", "Goroutines", "GC pauses, ms per second", "Requests in flight", "Open connections", "Pool, connections"} {
 		tab.waitFor(t, fmt.Sprintf(`//figure[.//*[. = %q]]`, chart))
 	}
 	const look = `[...document.querySelectorAll("path")].map((path) => path.getAttribute("d")).join()`
