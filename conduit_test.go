@@ -57,9 +57,9 @@ import (
 	"syscall"
 	"testing"
 	"testing/fstest"
+	"testing/iotest"
 	"testing/synctest"
 	"time"
-	"unicode/utf8"
 
 	"example.com/conduit"
 )
@@ -6351,16 +6351,16 @@ func TestStaticHitsDoNotAllocate(t *testing.T) {
 
 // Streams
 
-// streamKind is one of the ways to write a reply bit by bit.
+// streamKind is one of the ways to write a response bit by bit.
 type streamKind struct {
 	name        string
 	contentType string
-	promptly    bool // what is written is flushed when the write returns
+	document    bool // ends when it is closed; what is written is flushed soon, not at once
 	open        func(w http.ResponseWriter, r *http.Request) (*streamWriter, error)
 	text        func(body string) (string, error) // the texts that a body was made of, joined
 }
 
-// streamWriter is the common part of the three kinds of stream.
+// streamWriter is the common part of the three types of stream.
 type streamWriter struct {
 	send func(text string) error
 	end  func() error
@@ -6368,49 +6368,30 @@ type streamWriter struct {
 }
 
 var streamKinds = []streamKind{
-	{"text", "text/plain; charset=utf-8", true, func(w http.ResponseWriter, r *http.Request) (*streamWriter, error) {
-		s, err := conduit.NewTextStream(w, r)
-		return streamOfBytes(s), err
-	}, streamPlainText},
-	{"binary", "application/octet-stream", true, func(w http.ResponseWriter, r *http.Request) (*streamWriter, error) {
-		s, err := conduit.NewBinaryStream(w, r)
-		return streamOfBytes(s), err
-	}, streamPlainText},
-	{"JSON", "application/json", false, func(w http.ResponseWriter, r *http.Request) (*streamWriter, error) {
-		s, err := conduit.NewJSONStream(w, r)
-		return streamOfJSON(s), err
-	}, func(body string) (string, error) {
+	{"text", "text/plain; charset=utf-8", false, streamOfBytes(conduit.NewTextStream), streamPlainText},
+	{"binary", "application/octet-stream", false, streamOfBytes(conduit.NewBinaryStream), streamPlainText},
+	{"JSON", "application/json", true, streamOfJSON(conduit.NewJSONStream), func(body string) (string, error) {
 		var texts []string
 		err := json.Unmarshal([]byte(body), &texts)
 		return strings.Join(texts, ""), err
 	}},
-	{"NDJSON", "application/x-ndjson", false, func(w http.ResponseWriter, r *http.Request) (*streamWriter, error) {
-		s, err := conduit.NewNDJSONStream(w, r)
-		return streamOfJSON(s), err
-	}, func(body string) (string, error) {
-		var all string
+	{"NDJSON", "application/x-ndjson", true, streamOfJSON(conduit.NewNDJSONStream), func(body string) (all string, err error) {
 		for line := range strings.Lines(body) {
 			var text string
-			if err := json.Unmarshal([]byte(line), &text); err != nil {
-				return all, err
-			}
+			err = errors.Join(err, json.Unmarshal([]byte(line), &text))
 			all += text
 		}
-		return all, nil
+		return all, err
 	}},
-	{"SSE", "text/event-stream", true, func(w http.ResponseWriter, r *http.Request) (*streamWriter, error) {
+	{"SSE", "text/event-stream", false, func(w http.ResponseWriter, r *http.Request) (*streamWriter, error) {
 		s, err := conduit.NewSSEStream(w, r)
 		if err != nil {
 			return nil, err
 		}
-		return &streamWriter{
-			send: func(text string) error { return s.WriteSSE(&conduit.SSEEvent{Data: text}) },
-			end:  func() error { return nil },
-			done: s.Done(),
-		}, nil
-	}, func(body string) (string, error) {
-		events, err := sseParse(body)
-		var all string
+		send := func(text string) error { return s.WriteSSE(&conduit.SSEEvent{Data: text}) }
+		return &streamWriter{send, streamNeverEnds, s.Done()}, nil
+	}, func(body string) (all string, err error) {
+		_, events, err := sseReadAll(strings.NewReader(body))
 		for _, e := range events {
 			all += e.data
 		}
@@ -6420,22 +6401,65 @@ var streamKinds = []streamKind{
 
 func streamPlainText(body string) (string, error) { return body, nil }
 
-func streamOfBytes(s *conduit.Stream) *streamWriter {
-	if s == nil {
-		return nil
-	}
-	return &streamWriter{
-		send: func(text string) error { _, err := io.WriteString(s, text); return err },
-		end:  func() error { return nil },
-		done: s.Done(),
+func streamNeverEnds() error { return nil }
+
+func streamOfBytes(open func(http.ResponseWriter, *http.Request) (*conduit.Stream, error)) func(http.ResponseWriter, *http.Request) (*streamWriter, error) {
+	return func(w http.ResponseWriter, r *http.Request) (*streamWriter, error) {
+		s, err := open(w, r)
+		if err != nil {
+			return nil, err
+		}
+		send := func(text string) error { _, err := io.WriteString(s, text); return err }
+		return &streamWriter{send, streamNeverEnds, s.Done()}, nil
 	}
 }
 
-func streamOfJSON(s *conduit.JSONStream) *streamWriter {
-	if s == nil {
-		return nil
+func streamOfJSON(open func(http.ResponseWriter, *http.Request) (*conduit.JSONStream, error)) func(http.ResponseWriter, *http.Request) (*streamWriter, error) {
+	return func(w http.ResponseWriter, r *http.Request) (*streamWriter, error) {
+		s, err := open(w, r)
+		if err != nil {
+			return nil, err
+		}
+		return &streamWriter{func(text string) error { return s.Write(text) }, s.Close, s.Done()}, nil
 	}
-	return &streamWriter{send: func(text string) error { return s.Write(text) }, end: s.Close, done: s.Done()}
+}
+
+// handler opens a stream for each request and has serve write it.
+func (kind streamKind) handler(t *testing.T, serve func(r *http.Request, s *streamWriter)) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s, err := kind.open(w, r)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		serve(r, s)
+	})
+}
+
+// check compares a body with the texts that it should be made of.
+func (kind streamKind) check(t *testing.T, body, want string) {
+	t.Helper()
+	if text, err := kind.text(body); text != want || err != nil {
+		t.Errorf("the body %.200q has the text %.200q, %v, want %.200q", body, text, err, want)
+	}
+}
+
+// eachStream runs a test for each kind over each protocol, in a bubble of its own.
+func eachStream(t *testing.T, test func(t *testing.T, p protocol, kind streamKind)) {
+	eachProtocol(t, func(t *testing.T, p protocol) {
+		for _, kind := range streamKinds {
+			t.Run(kind.name, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) { test(t, p, kind) })
+			})
+		}
+	})
+}
+
+// eachBubble runs a test over each protocol, in a bubble of its own.
+func eachBubble(t *testing.T, test func(t *testing.T, p protocol)) {
+	eachProtocol(t, func(t *testing.T, p protocol) {
+		synctest.Test(t, func(t *testing.T) { test(t, p) })
+	})
 }
 
 // streamChains are what may be around a stream.
@@ -6448,57 +6472,6 @@ var streamChains = []struct {
 	{"FastTimeout", conduit.FastTimeout(time.Minute)},
 	{"Compression", conduit.Compression()},
 	{"whole", conduit.Chain(foreign, conduit.RequestID(), conduit.Recovery(), conduit.Timeout(time.Minute), foreign, conduit.Compression(), foreign)},
-}
-
-// handler opens a stream for each request and has serve write it.
-func (kind streamKind) handler(t *testing.T, serve func(w http.ResponseWriter, r *http.Request, s *streamWriter)) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		s, err := kind.open(w, r)
-		if err != nil {
-			t.Error(err)
-			return
-		}
-		serve(w, r, s)
-	})
-}
-
-// eachStream runs a test for each kind over each protocol.
-func eachStream(t *testing.T, test func(t *testing.T, p protocol, kind streamKind)) {
-	eachProtocol(t, func(t *testing.T, p protocol) {
-		for _, kind := range streamKinds {
-			t.Run(kind.name, func(t *testing.T) { test(t, p, kind) })
-		}
-	})
-}
-
-// streamServe serves on a loopback port. The test does not end before the
-// handlers have.
-func streamServe(t *testing.T, p protocol, cfg conduit.Config) string {
-	t.Helper()
-	_, url := streamServer(t, p, cfg)
-	return url
-}
-
-func streamServer(t *testing.T, p protocol, cfg conduit.Config) (*conduit.Server, string) {
-	t.Helper()
-	var handlers sync.WaitGroup
-	h := cfg.Handler
-	cfg.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		handlers.Add(1)
-		defer handlers.Done()
-		h.ServeHTTP(w, r)
-	})
-	srv := p.server(t, &cfg)
-	url := p.serve(t, srv)
-	t.Cleanup(func() {
-		ended := make(chan struct{})
-		go func() {
-			handlers.Wait()
-			close(ended)
-		}()
-		streamReceive(t, ended, "the end of the handlers")
-	})
-	return srv, url
 }
 
 // streamBubble serves in a testing/synctest bubble, over pipes.
@@ -6530,14 +6503,20 @@ func streamBubble(t *testing.T, p protocol, cfg conduit.Config) (*conduit.Server
 	return srv, client, url
 }
 
-// streamOpen starts a request whose reply goes on until the test ends.
+// streamBare serves h in a bubble over HTTP/1, by an http.Server, which keeps
+// nothing off its ResponseWriter.
+func streamBare(t *testing.T, h http.Handler) (client *http.Client, url string) {
+	l := newPipeListener()
+	srv := &http.Server{Handler: h}
+	go srv.Serve(l)
+	t.Cleanup(func() { srv.Close() })
+	return l.client(t), "http://conduit.test/"
+}
+
+// streamOpen starts a request whose response goes on until the test ends.
 func streamOpen(t *testing.T, client *http.Client, url string, header ...string) (*http.Response, context.CancelFunc) {
 	t.Helper()
-	patience := 10 * time.Second
-	if time.Now().Year() == 2000 { // in a bubble, where it passes at once
-		patience = 10 * time.Minute
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	t.Cleanup(cancel)
 	req, err := http.NewRequestWithContext(ctx, "GET", url, nil)
 	if err != nil {
@@ -6579,51 +6558,8 @@ func streamReceive[T any](t *testing.T, ch <-chan T, what string) (v T) {
 	return v
 }
 
-// streamMeter counts what is written through it.
-type streamMeter struct {
-	http.ResponseWriter
-	mu      *sync.Mutex
-	writes  *[]int // the sizes
-	flushes *[]int // how much had been written before
-}
-
-// streamMetered returns a middleware that counts, and the counts so far.
-func streamMetered() (conduit.Middleware, func() (writes, flushes []int)) {
-	var mu sync.Mutex
-	var writes, flushes []int
-	return func(next http.Handler) http.Handler {
-			return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				next.ServeHTTP(&streamMeter{w, &mu, &writes, &flushes}, r)
-			})
-		}, func() ([]int, []int) {
-			mu.Lock()
-			defer mu.Unlock()
-			return slices.Clone(writes), slices.Clone(flushes)
-		}
-}
-
-func (m *streamMeter) Unwrap() http.ResponseWriter { return m.ResponseWriter }
-
-func (m *streamMeter) Write(p []byte) (int, error) {
-	m.mu.Lock()
-	*m.writes = append(*m.writes, len(p))
-	m.mu.Unlock()
-	return m.ResponseWriter.Write(p)
-}
-
-func (m *streamMeter) FlushError() error {
-	m.mu.Lock()
-	total := 0
-	for _, n := range *m.writes {
-		total += n
-	}
-	*m.flushes = append(*m.flushes, total)
-	m.mu.Unlock()
-	return http.NewResponseController(m.ResponseWriter).Flush()
-}
-
-// streamSeq is an iterator over items that then fails with err, if that is
-// not nil.
+// streamSeq is an iterator over items that then fails with err, if that is not
+// nil.
 func streamSeq[T any](err error, items ...T) iter.Seq2[T, error] {
 	return func(yield func(T, error) bool) {
 		for _, item := range items {
@@ -6641,261 +6577,222 @@ func streamSeq[T any](err error, items ...T) iter.Seq2[T, error] {
 // streamStuck is a value that json cannot encode.
 var streamStuck = make(chan int)
 
-func TestStreamHeaders(t *testing.T) {
+// streamPanics panics when it is encoded.
+type streamPanics struct{}
+
+func (streamPanics) MarshalJSON() ([]byte, error) { panic("secret") }
+
+func TestStreamHeader(t *testing.T) {
 	eachStream(t, func(t *testing.T, p protocol, kind streamKind) {
 		for _, own := range []string{"", "application/vnd.conduit+x; a=b"} {
-			url := streamServe(t, p, conduit.Config{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			_, client, url := streamBubble(t, p, conduit.Config{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				if own != "" {
 					w.Header().Set("Content-Type", own)
 				}
+				if kind.document || kind.name == "SSE" {
+					w.Header().Set("Content-Length", "7") // of something else, by a middleware
+				}
 				s, err := kind.open(w, r)
+				if err == nil {
+					err = s.send("one")
+					time.Sleep(time.Second) // it is sent
+					err = errors.Join(err, s.send("two"), s.end())
+				}
 				if err != nil {
-					t.Error(err)
-					return
-				}
-				if err := errors.Join(s.send("one"), s.send("two"), s.end()); err != nil {
-					t.Error(err)
-				}
-			})})
-			got := get(t, p.client(t), url)
-			want := kind.contentType
-			if own != "" {
-				want = own
-			}
-			if ct := got.header["Content-Type"]; got.status != 200 || len(ct) != 1 || ct[0] != want {
-				t.Errorf("got %d, Content-Type %q, want 200 and %q", got.status, ct, want)
-			}
-			if h := got.header; h.Get("X-Accel-Buffering") != "no" || h.Get("X-Content-Type-Options") != "nosniff" || h.Get("Connection") != "" {
-				t.Errorf("header %v, want no buffering, no sniffing and no Connection", h)
-			}
-			if cc := got.header.Get("Cache-Control"); kind.name == "SSE" && cc != "no-cache, no-transform" {
-				t.Errorf("Cache-Control %q, want no-cache, no-transform", cc)
-			}
-			if text, err := kind.text(got.body); text != "onetwo" || err != nil {
-				t.Errorf("body %q is %q, %v, want one and two", got.body, text, err)
-			}
-		}
-	})
-}
-
-// Whoever reads has what was written before anything else is: bytes and events
-// at once, JSON soon.
-func TestStreamWritesAreDelivered(t *testing.T) {
-	eachStream(t, func(t *testing.T, p protocol, kind streamKind) {
-		for _, chain := range streamChains {
-			t.Run(chain.name, func(t *testing.T) {
-				next := make(chan string)
-				url := streamServe(t, p, conduit.Config{Handler: chain.mw(kind.handler(t, func(w http.ResponseWriter, r *http.Request, s *streamWriter) {
-					for text := range next {
-						if err := s.send(text); err != nil {
-							t.Error(err)
-						}
-					}
-					if err := s.end(); err != nil {
-						t.Error(err)
-					}
-				}))})
-				ended := make(chan bool)
-				go func() { // NewSSEStream alone sends its header before
-					defer close(ended)
-					next <- "first"
-				}()
-				res, _ := streamOpen(t, p.client(t), url)
-				<-ended
-				body := streamUntil(t, res.Body, "first")
-				for _, text := range []string{"second", "third"} {
-					next <- text
-					body += streamUntil(t, res.Body, text)
-				}
-				close(next)
-				rest, err := io.ReadAll(res.Body)
-				body += string(rest)
-				if text, textErr := kind.text(body); err != nil || textErr != nil || text != "firstsecondthird" {
-					t.Errorf("body %q is %q, %v, %v; want first, second, third", body, text, textErr, err)
-				}
-			})
-		}
-	})
-}
-
-// A copy gets what its source has so far, however long that waits for more.
-func TestStreamReadFromDelivers(t *testing.T) {
-	eachProtocol(t, func(t *testing.T, p protocol) {
-		source, feed := io.Pipe()
-		copied := make(chan error, 1)
-		url := streamServe(t, p, conduit.Config{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			s, err := conduit.NewBinaryStream(w, r)
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			n, err := io.Copy(s, source)
-			if want := int64(len("firstsecond")); n != want {
-				t.Errorf("copied %d bytes, want %d", n, want)
-			}
-			copied <- err
-		})})
-		go feed.Write([]byte("first"))
-		res, _ := streamOpen(t, p.client(t), url)
-		streamUntil(t, res.Body, "first")
-		feed.Write([]byte("second"))
-		streamUntil(t, res.Body, "second")
-		broken := errors.New("broken source")
-		feed.CloseWithError(broken)
-		if err := <-copied; !errors.Is(err, broken) {
-			t.Errorf("ReadFrom = %v, want %v", err, broken)
-		}
-	})
-}
-
-// The server's WriteTimeout, a Timeout and the deadline of an earlier write
-// pass while a stream is quiet, and afterwards it goes on.
-func TestStreamsOutliveTheirTimeouts(t *testing.T) {
-	eachStream(t, func(t *testing.T, p protocol, kind streamKind) {
-		for _, limit := range append(timeouts, noTimeout) {
-			t.Run(limit.name, func(t *testing.T) {
-				synctest.Test(t, func(t *testing.T) {
-					h := conduit.Chain(conduit.Logging(), limit.new(10*time.Second), foreign)(kind.handler(t, func(w http.ResponseWriter, r *http.Request, s *streamWriter) {
-						for _, text := range []string{"one", "two", "three"} {
-							if err := s.send(text); err != nil {
-								t.Errorf("%s: %v", text, err)
-							}
-							time.Sleep(time.Minute)
-						}
-						select {
-						case <-s.done:
-							t.Error("Done is closed")
-						default:
-						}
-						if err := r.Context().Err(); err != nil {
-							t.Errorf("context: %v", err)
-						}
-						if err := s.end(); err != nil {
-							t.Error(err)
-						}
-					}))
-					_, client, url := streamBubble(t, p, conduit.Config{WriteTimeout: 5 * time.Second, Handler: h})
-					start := time.Now()
-					got := get(t, client, url)
-					if text, err := kind.text(got.body); text != "onetwothree" || err != nil {
-						t.Errorf("body %q is %q, %v, want one, two, three", got.body, text, err)
-					}
-					if took := time.Since(start); took < 3*time.Minute {
-						t.Errorf("ended after %v, want 3 minutes", took)
-					}
-				})
-			})
-		}
-	})
-}
-
-// A stream whose first byte comes late, but within its Timeout, has lost
-// nothing to the WriteTimeout.
-func TestStreamMayBeginAfterWriteTimeout(t *testing.T) {
-	eachStream(t, func(t *testing.T, p protocol, kind streamKind) {
-		synctest.Test(t, func(t *testing.T) {
-			_, client, url := streamBubble(t, p, conduit.Config{WriteTimeout: 5 * time.Second, Handler: kind.handler(t, func(w http.ResponseWriter, r *http.Request, s *streamWriter) {
-				time.Sleep(time.Minute)
-				if err := errors.Join(s.send("late"), s.end()); err != nil {
 					t.Error(err)
 				}
 			})})
 			got := get(t, client, url)
-			if text, err := kind.text(got.body); got.status != 200 || text != "late" || err != nil {
-				t.Errorf("got %d %q, %q, %v, want late", got.status, got.body, text, err)
+			h, want := got.header, cmp.Or(own, kind.contentType)
+			if ct := h["Content-Type"]; got.status != 200 || len(ct) != 1 || ct[0] != want {
+				t.Errorf("got %d, Content-Type %q, want 200 and %q", got.status, ct, want)
 			}
-		})
-	})
-}
-
-// Until its first byte a stream is as limited as any reply.
-func TestStreamAfterItsTimeoutWritesNothing(t *testing.T) {
-	eachStream(t, func(t *testing.T, p protocol, kind streamKind) {
-		for _, limit := range timeouts {
-			for _, when := range []string{"opened before", "opened after"} {
-				if kind.name == "SSE" && when == "opened before" {
-					continue // its header is its first byte
-				}
-				t.Run(limit.name+"/"+when, func(t *testing.T) {
-					synctest.Test(t, func(t *testing.T) {
-						errs := make(chan error, 1)
-						_, client, url := streamBubble(t, p, conduit.Config{Handler: limit.new(time.Second)(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-							// FastTimeout resets the HTTP/2 stream of a handler
-							// that stays a second longer.
-							if when == "opened after" {
-								time.Sleep(1500 * time.Millisecond)
-							}
-							s, err := kind.open(w, r)
-							if when == "opened before" {
-								time.Sleep(1500 * time.Millisecond)
-							}
-							if err == nil {
-								err = s.send("late")
-							}
-							if err == nil {
-								err = s.end()
-							}
-							errs <- err
-						}))})
-						got := get(t, client, url)
-						if got.status != 503 || got.body != "Service Unavailable\n" {
-							t.Errorf("got %d %q, want the Timeout's 503", got.status, got.body)
-						}
-						if err := <-errs; !errors.Is(err, conduit.ErrTimeout) {
-							t.Errorf("the stream says %v, want ErrTimeout", err)
-						}
-					})
-				})
+			if h.Get("X-Accel-Buffering") != "no" || h.Get("X-Content-Type-Options") != "nosniff" || h.Get("Connection") != "" {
+				t.Errorf("header %v, want no buffering, no sniffing and no Connection", h)
 			}
+			if cc := h.Get("Cache-Control"); kind.name == "SSE" && cc != "no-cache, no-transform" {
+				t.Errorf("Cache-Control %q, want no-cache, no-transform", cc)
+			}
+			kind.check(t, got.body, "onetwo")
 		}
 	})
 }
 
-// A client that takes nothing is let go 15 seconds after it stopped.
-func TestStreamLetsGoOfAClientThatStops(t *testing.T) {
-	text := strings.Repeat("0123456789abcdef", 2<<10) // 32 KiB
+// The client has what was written before anything else is.
+func TestStreamWritesAreDelivered(t *testing.T) {
 	eachStream(t, func(t *testing.T, p protocol, kind streamKind) {
-		synctest.Test(t, func(t *testing.T) {
-			ended := make(chan string, 1)
-			var logs logBuffer
-			_, client, url := streamBubble(t, p, conduit.Config{Logger: logs.logger(), WriteTimeout: -1, Handler: conduit.Logging()(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				s, err := kind.open(w, r)
-				if err != nil {
-					ended <- err.Error()
-					return
-				}
-				for range 10000 {
-					start := time.Now()
+		for _, chain := range streamChains {
+			next := make(chan string, 1)
+			next <- "first"
+			_, client, url := streamBubble(t, p, conduit.Config{Handler: chain.mw(kind.handler(t, func(r *http.Request, s *streamWriter) {
+				for text := range next {
 					if err := s.send(text); err != nil {
-						took := time.Since(start)
-						if again := s.send(text); again == nil || again.Error() != err.Error() || time.Since(start) != took {
-							t.Errorf("the next write = %v after %v, want %v at once", again, time.Since(start)-took, err)
-						}
-						ended <- took.String()
-						return
+						t.Errorf("%s: %s: %v", chain.name, text, err)
 					}
 				}
-				ended <- "never"
+				if err := s.end(); err != nil {
+					t.Errorf("%s: %v", chain.name, err)
+				}
 			}))})
 			res, _ := streamOpen(t, client, url)
-			io.ReadFull(res.Body, make([]byte, 10))
-			if got := <-ended; got != "15s" {
-				t.Errorf("the write ended after %s, want 15s", got)
+			body := streamUntil(t, res.Body, "first")
+			for _, text := range []string{"second", "third"} {
+				next <- text
+				body += streamUntil(t, res.Body, text)
 			}
-			synctest.Wait()
-			if lines := logs.find("request"); len(lines) != 1 || lines[0]["aborted"] != true {
-				t.Errorf("logged %v, want one reply, aborted", lines)
+			close(next)
+			rest, err := io.ReadAll(res.Body)
+			if err != nil {
+				t.Errorf("%s: %v", chain.name, err)
 			}
-		})
+			kind.check(t, body+string(rest), "firstsecondthird")
+		}
 	})
 }
 
-// The deadline moves along within a write: it takes 40 seconds, and no 64 KiB
-// of it 15.
+// An http.Server does what conduit's does, and a stream that its handler has
+// forgotten does nothing to the next response on its connection.
+func TestStreamOnABareServer(t *testing.T) {
+	for _, kind := range streamKinds {
+		t.Run(kind.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				mux := http.NewServeMux()
+				mux.Handle("/", foreign(foreign(kind.handler(t, func(r *http.Request, s *streamWriter) {
+					if err := errors.Join(s.send("one"), s.send("two"), s.end()); err != nil {
+						t.Error(err)
+					}
+				}))))
+				mux.Handle("/forgotten", kind.handler(t, func(r *http.Request, s *streamWriter) { s.send("forgotten") }))
+				mux.HandleFunc("/next", func(w http.ResponseWriter, r *http.Request) {
+					time.Sleep(time.Minute)
+					io.WriteString(w, "next")
+				})
+				client, url := streamBare(t, mux)
+				kind.check(t, get(t, client, url).body, "onetwo")
+				res, _ := streamOpen(t, client, url+"forgotten")
+				io.Copy(io.Discard, res.Body)
+				time.Sleep(time.Second)
+				if got := get(t, client, url+"next"); got.status != 200 || got.body != "next" {
+					t.Errorf("next: got %d %q", got.status, got.body)
+				}
+			})
+		})
+	}
+}
+
+// The server's WriteTimeout, a Timeout and the deadline of an earlier write pass
+// while a stream is quiet, and afterwards it goes on.
+func TestStreamOutlivesItsTimeouts(t *testing.T) {
+	for _, limit := range append(timeouts, noTimeout) {
+		t.Run(limit.name, func(t *testing.T) {
+			eachStream(t, func(t *testing.T, p protocol, kind streamKind) {
+				h := conduit.Chain(conduit.Logging(), limit.new(10*time.Second), foreign)(kind.handler(t, func(r *http.Request, s *streamWriter) {
+					time.Sleep(9 * time.Second) // later than WriteTimeout, and in time
+					for _, text := range []string{"one", "two", "three"} {
+						if err := s.send(text); err != nil {
+							t.Errorf("%s: %v", text, err)
+						}
+						time.Sleep(time.Minute)
+					}
+					select {
+					case <-s.done:
+						t.Error("Done is closed")
+					default:
+					}
+					if err := r.Context().Err(); err != nil {
+						t.Errorf("context: %v", err)
+					}
+					if err := s.end(); err != nil {
+						t.Error(err)
+					}
+				}))
+				_, client, url := streamBubble(t, p, conduit.Config{WriteTimeout: 5 * time.Second, Handler: h})
+				kind.check(t, get(t, client, url).body, "onetwothree")
+			})
+		})
+	}
+}
+
+// Until its first byte a stream is as limited as any response.
+func TestStreamAfterItsTimeoutWritesNothing(t *testing.T) {
+	for _, limit := range timeouts {
+		for _, late := range []string{"opened late", "written late"} {
+			t.Run(limit.name+"/"+late, func(t *testing.T) {
+				eachStream(t, func(t *testing.T, p protocol, kind streamKind) {
+					if kind.name == "SSE" && late == "written late" {
+						return // its header is its first byte
+					}
+					errs := make(chan error, 1)
+					_, client, url := streamBubble(t, p, conduit.Config{Handler: limit.new(time.Second)(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+						// FastTimeout resets the HTTP/2 stream of a handler that
+						// stays a second longer.
+						if late == "opened late" {
+							time.Sleep(1500 * time.Millisecond)
+						}
+						s, err := kind.open(w, r)
+						if late == "written late" {
+							time.Sleep(1500 * time.Millisecond)
+						}
+						if err == nil {
+							err = s.send("late")
+						}
+						if err == nil {
+							err = s.end()
+						}
+						errs <- err
+					}))})
+					if got := get(t, client, url); got.status != 503 || got.body != "Service Unavailable\n" {
+						t.Errorf("got %d %q, want the Timeout's 503", got.status, got.body)
+					}
+					if err := <-errs; !errors.Is(err, conduit.ErrTimeout) {
+						t.Errorf("the stream says %v, want ErrTimeout", err)
+					}
+				})
+			})
+		}
+	}
+}
+
+// A client that takes nothing is disconnected 15 seconds after it stopped.
+func TestStreamDisconnectsAClientThatStops(t *testing.T) {
+	text := strings.Repeat("0123456789abcdef", 2<<10) // 32 KiB
+	eachStream(t, func(t *testing.T, p protocol, kind streamKind) {
+		ended := make(chan time.Duration, 1)
+		var logs logBuffer
+		_, client, url := streamBubble(t, p, conduit.Config{Logger: logs.logger(), WriteTimeout: -1, Handler: conduit.Logging()(kind.handler(t, func(r *http.Request, s *streamWriter) {
+			for {
+				start := time.Now()
+				if err := s.send(text); err != nil {
+					took := time.Since(start)
+					if again := s.send(text); again == nil || again.Error() != err.Error() || time.Since(start) != took {
+						t.Errorf("the next write = %v after %v, want %v at once", again, time.Since(start)-took, err)
+					}
+					ended <- took
+					return
+				}
+			}
+		}))})
+		res, _ := streamOpen(t, client, url)
+		io.ReadFull(res.Body, make([]byte, 10))
+		if got := <-ended; got != 15*time.Second {
+			t.Errorf("the write ended after %v, want 15s", got)
+		}
+		synctest.Wait()
+		if lines := logs.find("request"); len(lines) != 1 || lines[0]["aborted"] != true {
+			t.Errorf("logged %v, want one response, aborted", lines)
+		}
+	})
+}
+
+// The deadline moves along within a write: it takes 40 seconds, and no 64 KiB of
+// it take 15.
 func TestStreamOneLargeWriteToASlowClient(t *testing.T) {
 	text := strings.Repeat("0123456789abcdef", 32<<10) // 512 KiB
-	for _, copied := range []bool{false, true} {
-		t.Run(fmt.Sprint("copied=", copied), func(t *testing.T) {
+	for name, write := range map[string]func(s *conduit.Stream) (int64, error){
+		"Write":    func(s *conduit.Stream) (int64, error) { n, err := s.Write([]byte(text)); return int64(n), err },
+		"ReadFrom": func(s *conduit.Stream) (int64, error) { return s.ReadFrom(strings.NewReader(text)) },
+	} {
+		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				_, client, url := streamBubble(t, http1Protocol, conduit.Config{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 					s, err := conduit.NewTextStream(w, r)
@@ -6903,27 +6800,15 @@ func TestStreamOneLargeWriteToASlowClient(t *testing.T) {
 						t.Error(err)
 						return
 					}
-					var n int64
-					if copied {
-						n, err = s.ReadFrom(strings.NewReader(text))
-					} else {
-						var m int
-						m, err = io.WriteString(s, text)
-						n = int64(m)
-					}
-					if n != int64(len(text)) || err != nil {
+					if n, err := write(s); n != int64(len(text)) || err != nil {
 						t.Errorf("wrote %d of %d bytes, %v", n, len(text), err)
 					}
 				})})
 				res, _ := streamOpen(t, client, url)
 				start := time.Now()
 				var got bytes.Buffer
-				for {
-					n, err := io.CopyN(&got, res.Body, 64<<10)
-					if err == io.EOF && n == 0 || err != nil && err != io.EOF {
-						break
-					}
-					time.Sleep(5 * time.Second)
+				for n := int64(1); n > 0; time.Sleep(5 * time.Second) {
+					n, _ = io.CopyN(&got, res.Body, 64<<10)
 				}
 				if took := time.Since(start); got.String() != text || took < 30*time.Second {
 					t.Errorf("%d of %d bytes in %v", got.Len(), len(text), took)
@@ -6933,33 +6818,25 @@ func TestStreamOneLargeWriteToASlowClient(t *testing.T) {
 	}
 }
 
-// A deadline that is left behind would end the next reply, or this one's last
+// A deadline that is left behind would end the next response, or this one's last
 // chunk.
 func TestStreamLeavesNoDeadlineBehind(t *testing.T) {
 	for _, kind := range streamKinds {
 		t.Run(kind.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				mux := http.NewServeMux()
-				mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-					s, err := kind.open(w, r)
-					if err != nil {
-						t.Error(err)
-						return
-					}
+				mux.Handle("/", kind.handler(t, func(r *http.Request, s *streamWriter) {
 					if err := errors.Join(s.send("text"), s.end()); err != nil {
 						t.Error(err)
 					}
 					time.Sleep(time.Minute)
-				})
+				}))
 				mux.HandleFunc("/late", func(w http.ResponseWriter, r *http.Request) {
 					time.Sleep(time.Minute)
 					io.WriteString(w, "late")
 				})
 				_, client, url := streamBubble(t, http1Protocol, conduit.Config{WriteTimeout: -1, IdleTimeout: -1, Handler: mux})
-				got := get(t, client, url)
-				if text, err := kind.text(got.body); text != "text" || err != nil {
-					t.Errorf("body %q, %v", got.body, err)
-				}
+				kind.check(t, get(t, client, url).body, "text")
 				if got := get(t, client, url+"late"); got.body != "late" {
 					t.Errorf("then %q, want late", got.body)
 				}
@@ -6968,148 +6845,133 @@ func TestStreamLeavesNoDeadlineBehind(t *testing.T) {
 	}
 }
 
-func TestStreamNoticesThatTheClientIsGone(t *testing.T) {
-	eachStream(t, func(t *testing.T, p protocol, kind streamKind) {
-		for _, method := range []string{"GET", "POST"} {
-			t.Run(method, func(t *testing.T) {
-				gone := make(chan error, 1)
-				url := streamServe(t, p, conduit.Config{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-					s, err := kind.open(w, r)
-					if err != nil {
-						gone <- nil
-						t.Error(err)
-						return
-					}
-					if err := s.send("text"); err != nil {
-						t.Error(err)
-					}
-					streamReceive(t, s.done, "Done")
+func TestStreamNoticesThatTheClientHasDisconnected(t *testing.T) {
+	for _, method := range []string{"GET", "POST"} {
+		t.Run(method, func(t *testing.T) {
+			eachStream(t, func(t *testing.T, p protocol, kind streamKind) {
+				ended := make(chan error, 1)
+				_, client, url := streamBubble(t, p, conduit.Config{Handler: kind.handler(t, func(r *http.Request, s *streamWriter) {
+					err := s.send("text")
+					<-s.done
 					for err == nil { // the first may fit into a buffer
 						err = s.send(strings.Repeat("x", 32<<10))
 					}
-					gone <- err
+					ended <- err
 				})})
 				ctx, cancel := context.WithCancel(context.Background())
 				defer cancel()
 				req, _ := http.NewRequestWithContext(ctx, method, url, strings.NewReader("a small body that the handler does not read"))
-				res, err := p.client(t).Do(req)
+				res, err := client.Do(req)
 				if err != nil {
 					t.Fatal(err)
 				}
 				defer res.Body.Close()
 				streamUntil(t, res.Body, "text")
 				cancel()
-				if err := streamReceive(t, gone, "the handler"); err == nil {
-					t.Error("writes go on after the client")
+				if err := <-ended; !errors.Is(err, context.Canceled) {
+					t.Errorf("got %v, want it to wrap context.Canceled", err)
 				}
 			})
-		}
-	})
+		})
+	}
 }
 
-// A drain is told, and cuts nothing.
+// A drain is told, and ends nothing.
 func TestStreamDoneClosesAtADrain(t *testing.T) {
 	eachStream(t, func(t *testing.T, p protocol, kind streamKind) {
-		started := make(chan struct{})
-		srv, url := streamServer(t, p, conduit.Config{Handler: conduit.Timeout(time.Minute)(kind.handler(t, func(w http.ResponseWriter, r *http.Request, s *streamWriter) {
-			if err := s.send("before "); err != nil {
-				t.Error(err)
+		srv, client, url := streamBubble(t, p, conduit.Config{Handler: conduit.Timeout(time.Minute)(kind.handler(t, func(r *http.Request, s *streamWriter) {
+			err := s.send("before ")
+			start := time.Now()
+			<-s.done
+			if took := time.Since(start); took != 5*time.Second {
+				t.Errorf("Done was closed after %v, want it at the drain", took)
 			}
-			select {
-			case <-s.done:
-				t.Error("Done is closed before the drain")
-			default:
-			}
-			close(started)
-			streamReceive(t, s.done, "Done")
-			if err := errors.Join(s.send("after"), s.end()); err != nil {
+			if err = errors.Join(err, s.send("after"), s.end()); err != nil {
 				t.Error(err)
 			}
 		}))})
-		go func() {
-			<-started
-			srv.Drain()
-		}()
-		got := get(t, p.client(t), url)
-		if text, err := kind.text(got.body); text != "before after" || err != nil {
-			t.Errorf("body %q is %q, %v; want it whole", got.body, text, err)
-		}
+		time.AfterFunc(5*time.Second, srv.Drain)
+		kind.check(t, get(t, client, url).body, "before after")
 	})
 }
 
 func TestStreamHEAD(t *testing.T) {
 	eachStream(t, func(t *testing.T, p protocol, kind streamKind) {
 		for _, chain := range streamChains {
-			t.Run(chain.name, func(t *testing.T) {
-				url := streamServe(t, p, conduit.Config{Handler: chain.mw(kind.handler(t, func(w http.ResponseWriter, r *http.Request, s *streamWriter) {
-					streamReceive(t, s.done, "Done")
-					if err := s.send("text"); (kind.name != "JSON" && kind.name != "NDJSON") && !errors.Is(err, http.ErrBodyNotAllowed) {
-						t.Errorf("a write to HEAD = %v, want ErrBodyNotAllowed", err)
-					}
-					s.end()
-				}))})
-				req, _ := http.NewRequest("HEAD", url, nil)
-				got := do(t, p.client(t), req)
-				if got.status != 200 || got.body != "" || got.header.Get("Content-Type") != kind.contentType {
-					t.Errorf("got %d %q, %v; want the header of GET", got.status, got.body, got.header)
+			_, client, url := streamBubble(t, p, conduit.Config{Handler: chain.mw(kind.handler(t, func(r *http.Request, s *streamWriter) {
+				<-s.done
+				if err := s.send("text"); !errors.Is(err, http.ErrBodyNotAllowed) {
+					t.Errorf("%s: a write to HEAD = %v, want ErrBodyNotAllowed", chain.name, err)
 				}
-			})
+				if err := s.end(); err != nil {
+					t.Errorf("%s: %v", chain.name, err)
+				}
+			}))})
+			req, _ := http.NewRequest("HEAD", url, nil)
+			got := do(t, client, req)
+			if got.status != 200 || got.body != "" || got.header.Get("Content-Type") != kind.contentType {
+				t.Errorf("%s: got %d %q, %v; want the header of GET", chain.name, got.status, got.body, got.header)
+			}
 		}
 	})
 }
 
-// What would be pulled from its source for GET is left there for HEAD.
+// What would be taken from its source for GET is left there for HEAD.
 func TestStreamHEADTakesNothingFromItsSource(t *testing.T) {
-	events := make(chan *conduit.SSEEvent, 1)
-	events <- &conduit.SSEEvent{Data: "secret"}
-	items := make(chan any, 1)
-	items <- "secret"
-	pulled := func(yield func(string, error) bool) { t.Error("the iterator was called"); yield("secret", nil) }
-	handlers := map[string]http.Handler{
-		"Serve": http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			s, err := conduit.NewSSEStream(w, r)
-			if err == nil {
-				err = s.Serve(events)
-			}
-			if err != nil {
-				t.Error(err)
-			}
-		}),
-		"SSEHandler": conduit.SSEHandler(func(s *conduit.SSEStream, r *http.Request) error { t.Error("serve was called"); return nil }),
-		"WriteJSONArray": http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			s, err := conduit.NewJSONStream(w, r)
-			if err == nil {
-				err = s.WriteJSONArray(items)
-			}
-			if err != nil {
-				t.Error(err)
-			}
-		}),
-		"StreamJSON": http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			if err := conduit.StreamJSON(w, r, pulled); err != nil {
-				t.Error(err)
-			}
-		}),
-		"StreamNDJSON": http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			if err := conduit.StreamNDJSON(w, r, pulled); err != nil {
-				t.Error(err)
-			}
-		}),
-		"JSONHandler": conduit.JSONHandler(func(*http.Request) iter.Seq2[string, error] { return pulled }),
-		"SSEBroker":   conduit.NewSSEBroker(nil),
-	}
-	eachProtocol(t, func(t *testing.T, p protocol) {
+	eachBubble(t, func(t *testing.T, p protocol) {
+		events := make(chan *conduit.SSEEvent, 1)
+		events <- &conduit.SSEEvent{Data: "secret"}
+		items := make(chan any, 1)
+		items <- "secret"
+		pulled := func(yield func(string, error) bool) { t.Error("the iterator was called"); yield("secret", nil) }
+		handlers := map[string]http.Handler{
+			"Serve": streamHandler(t, conduit.NewSSEStream, func(s *conduit.SSEStream) error { return s.Serve(events) }),
+			"SSEHandler": conduit.SSEHandler(func(s *conduit.SSEStream, r *http.Request) error {
+				t.Error("serve was called")
+				return nil
+			}),
+			"ReadFrom": streamHandler(t, conduit.NewBinaryStream, func(s *conduit.Stream) error {
+				if _, err := s.ReadFrom(iotest.ErrReader(errors.New("secret"))); !errors.Is(err, http.ErrBodyNotAllowed) {
+					t.Errorf("ReadFrom = %v, want ErrBodyNotAllowed", err)
+				}
+				return nil
+			}),
+			"WriteJSONArray": streamHandler(t, conduit.NewJSONStream, func(s *conduit.JSONStream) error { return s.WriteJSONArray(items) }),
+			"StreamJSON": http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if err := conduit.StreamJSON(w, r, pulled); err != nil {
+					t.Error(err)
+				}
+			}),
+			"JSONHandler": conduit.JSONHandler(func(*http.Request) iter.Seq2[string, error] {
+				t.Error("items was called")
+				return pulled
+			}),
+			"SSEBroker": conduit.NewSSEBroker(nil),
+		}
 		for name, h := range handlers {
-			url := streamServe(t, p, conduit.Config{Handler: h})
+			_, client, url := streamBubble(t, p, conduit.Config{Handler: h})
 			req, _ := http.NewRequest("HEAD", url, nil)
-			if got := do(t, p.client(t), req); got.status != 200 || got.body != "" || got.header.Get("Content-Type") == "" {
+			if got := do(t, client, req); got.status != 200 || got.body != "" || got.header.Get("Content-Type") == "" {
 				t.Errorf("%s: got %d %q, %v", name, got.status, got.body, got.header)
 			}
 		}
+		if len(events) != 1 || len(items) != 1 {
+			t.Errorf("%d events and %d items are left, want 1 of each", len(events), len(items))
+		}
 	})
-	if len(events) != 1 || len(items) != 1 {
-		t.Errorf("%d events and %d items are left, want 1 of each", len(events), len(items))
-	}
+}
+
+// streamHandler opens a stream and has serve, which is to return nil, write it.
+func streamHandler[S any](t *testing.T, open func(http.ResponseWriter, *http.Request) (S, error), serve func(s S) error) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s, err := open(w, r)
+		if err == nil {
+			err = serve(s)
+		}
+		if err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 // streamNoFlush is a writer that cannot flush.
@@ -7120,139 +6982,28 @@ func (w streamNoFlush) Write(p []byte) (int, error) { return w.unwrapped.Write(p
 func (w streamNoFlush) WriteHeader(status int)      { w.unwrapped.WriteHeader(status) }
 
 func TestStreamNeedsAFlusher(t *testing.T) {
-	unflushed := func(next http.Handler) http.Handler {
-		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { next.ServeHTTP(streamNoFlush{w}, r) })
+	handlers := map[string]http.Handler{
+		"JSONHandler": conduit.JSONHandler(func(*http.Request) iter.Seq2[int, error] { return streamSeq(nil, 1) }),
+		"SSEHandler":  conduit.SSEHandler(func(*conduit.SSEStream, *http.Request) error { t.Error("serve was called"); return nil }),
+		"SSEBroker":   conduit.NewSSEBroker(nil),
 	}
-	refuse := func(open func(w http.ResponseWriter, r *http.Request) error) http.Handler {
-		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			err := open(w, r)
-			if !errors.Is(err, http.ErrNotSupported) {
-				t.Errorf("%s: got %v, want ErrNotSupported", r.URL.Path, err)
-			}
-			if len(w.Header()) != 0 {
-				t.Errorf("%s: the header is %v, want nothing", r.URL.Path, w.Header())
+	refuse := func(name string, open func(w http.ResponseWriter, r *http.Request) error) {
+		handlers[name] = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if err := open(w, r); !errors.Is(err, http.ErrNotSupported) || len(w.Header()) != 0 {
+				t.Errorf("%s: got %v and the header %v, want ErrNotSupported and nothing", name, err, w.Header())
 			}
 			http.Error(w, "no streams here", http.StatusInternalServerError)
 		})
 	}
-	mux := http.NewServeMux()
 	for _, kind := range streamKinds {
-		mux.Handle("/"+kind.name, refuse(func(w http.ResponseWriter, r *http.Request) error {
-			_, err := kind.open(w, r)
-			return err
-		}))
+		refuse(kind.name, func(w http.ResponseWriter, r *http.Request) error { _, err := kind.open(w, r); return err })
 	}
-	mux.Handle("/StreamJSON", refuse(func(w http.ResponseWriter, r *http.Request) error {
-		return conduit.StreamJSON(w, r, streamSeq(nil, 1))
-	}))
-	mux.Handle("/StreamNDJSON", refuse(func(w http.ResponseWriter, r *http.Request) error {
-		return conduit.StreamNDJSON(w, r, streamSeq(nil, 1))
-	}))
-	mux.Handle("/JSONHandler", conduit.JSONHandler(func(*http.Request) iter.Seq2[int, error] { return streamSeq(nil, 1) }))
-	mux.Handle("/SSEHandler", conduit.SSEHandler(func(*conduit.SSEStream, *http.Request) error { t.Error("serve was called"); return nil }))
-	mux.Handle("/SSEBroker", conduit.NewSSEBroker(nil))
-	srv := httptest.NewServer(unflushed(conduit.Timeout(time.Minute)(foreign(mux))))
-	defer srv.Close()
-	for _, path := range []string{"text", "binary", "JSON", "NDJSON", "SSE", "StreamJSON", "StreamNDJSON", "JSONHandler", "SSEHandler", "SSEBroker"} {
-		got := get(t, srv.Client(), srv.URL+"/"+path)
-		if got.status != 500 || !strings.HasPrefix(got.header.Get("Content-Type"), "text/plain") || got.header.Get("X-Accel-Buffering") != "" {
-			t.Errorf("%s: got %d %q, %v; want 500", path, got.status, got.body, got.header)
-		}
-	}
-}
-
-// Nothing of conduit's but the stream, and wrappers that know of nothing.
-func TestStreamBehindStockServerAndForeignWrappers(t *testing.T) {
-	for _, kind := range streamKinds {
-		t.Run(kind.name, func(t *testing.T) {
-			seen := make(chan struct{})
-			srv := httptest.NewServer(foreign(foreign(kind.handler(t, func(w http.ResponseWriter, r *http.Request, s *streamWriter) {
-				if err := s.send("one"); err != nil {
-					t.Error(err)
-				}
-				<-seen
-				if err := errors.Join(s.send("two"), s.end()); err != nil {
-					t.Error(err)
-				}
-			}))))
-			defer srv.Close()
-			res, _ := streamOpen(t, srv.Client(), srv.URL)
-			body := streamUntil(t, res.Body, "one")
-			close(seen)
-			rest, err := io.ReadAll(res.Body)
-			body += string(rest)
-			if text, textErr := kind.text(body); text != "onetwo" || err != nil || textErr != nil {
-				t.Errorf("body %q, %v, %v", body, err, textErr)
-			}
-		})
-	}
-}
-
-// The recorder flushes and has no deadlines.
-func TestStreamOnAResponseRecorder(t *testing.T) {
-	for _, kind := range streamKinds {
+	refuse("StreamJSON", func(w http.ResponseWriter, r *http.Request) error { return conduit.StreamJSON(w, r, streamSeq(nil, 1)) })
+	for name, h := range handlers {
 		rec := httptest.NewRecorder()
-		s, err := kind.open(rec, httptest.NewRequest("GET", "/", nil))
-		if err != nil {
-			t.Errorf("%s: %v", kind.name, err)
-			continue
-		}
-		if err := errors.Join(s.send("one"), s.send("two"), s.end()); err != nil {
-			t.Errorf("%s: %v", kind.name, err)
-		}
-		text, err := kind.text(rec.Body.String())
-		if rec.Code != 200 || text != "onetwo" || err != nil || kind.promptly && !rec.Flushed {
-			t.Errorf("%s: %d %q, %v, flushed %t", kind.name, rec.Code, rec.Body, err, rec.Flushed)
-		}
-	}
-}
-
-// Whose listener makes connections of its own, through a tunnel for one, may
-// have none with deadlines.
-func TestStreamOnAConnectionWithoutWriteDeadlines(t *testing.T) {
-	for _, kind := range streamKinds {
-		t.Run(kind.name, func(t *testing.T) {
-			srv := httptest.NewUnstartedServer(kind.handler(t, func(w http.ResponseWriter, r *http.Request, s *streamWriter) {
-				if err := errors.Join(s.send("one"), s.send("two"), s.end()); err != nil {
-					t.Error(err)
-				}
-			}))
-			srv.Listener = streamTunnel{srv.Listener}
-			srv.Start()
-			defer srv.Close()
-			r := get(t, srv.Client(), srv.URL)
-			if text, err := kind.text(r.body); r.status != 200 || text != "onetwo" || err != nil {
-				t.Errorf("%d %q, %v", r.status, r.body, err)
-			}
-		})
-	}
-}
-
-func TestJSONAbortCutsAConnectionWithoutWriteDeadlines(t *testing.T) {
-	h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		s, err := conduit.NewNDJSONStream(w, r)
-		if err != nil {
-			t.Error(err)
-			return
-		}
-		s.Write(strings.Repeat("x", 64<<10)) // is sent at once
-		s.Abort()
-	})
-	stock := &http.Server{Handler: h}
-	l := listen(t)
-	go stock.Serve(streamTunnel{l})
-	defer stock.Close()
-	own := listen(t)
-	serveOn(t, newServer(t, &conduit.Config{Handler: h}), streamTunnel{own})
-	for name, l := range map[string]net.Listener{"http.Server": l, "Server": own} {
-		res, err := newClient(t, &http.Transport{}).Get("http://" + l.Addr().String())
-		if err != nil {
-			t.Fatal(err)
-		}
-		body, err := io.ReadAll(res.Body)
-		res.Body.Close()
-		if err == nil {
-			t.Errorf("%s: %d bytes of a cut reply were taken for all", name, len(body))
+		conduit.Timeout(time.Minute)(foreign(h)).ServeHTTP(streamNoFlush{rec}, httptest.NewRequest("GET", "/", nil))
+		if h := rec.Header(); rec.Code != 500 || !strings.HasPrefix(h.Get("Content-Type"), "text/plain") || h.Get("X-Accel-Buffering") != "" {
+			t.Errorf("%s: got %d %q, %v; want 500", name, rec.Code, rec.Body, h)
 		}
 	}
 }
@@ -7269,74 +7020,338 @@ type streamTunnelConn struct{ net.Conn }
 
 func (streamTunnelConn) SetWriteDeadline(time.Time) error { return errors.New("no deadlines here") }
 
-// A goroutine that is left behind writes into nobody's reply.
+// flushOnly is a wrapper from before Unwrap.
+type flushOnly struct{ w http.ResponseWriter }
+
+func (f flushOnly) Header() http.Header         { return f.w.Header() }
+func (f flushOnly) Write(p []byte) (int, error) { return f.w.Write(p) }
+func (f flushOnly) WriteHeader(status int)      { f.w.WriteHeader(status) }
+func (f flushOnly) Flush()                      { f.w.(http.Flusher).Flush() }
+
+// Some writers and connections have no deadlines. A document that ends too early
+// is aborted all the same, by a panic if nothing else does it.
+func TestStreamWithoutDeadlines(t *testing.T) {
+	for _, kind := range streamKinds {
+		rec := httptest.NewRecorder()
+		kind.handler(t, func(r *http.Request, s *streamWriter) {
+			if err := errors.Join(s.send("one"), s.send("two"), s.end()); err != nil {
+				t.Errorf("%s: %v", kind.name, err)
+			}
+		}).ServeHTTP(rec, httptest.NewRequest("GET", "/", nil))
+		if !rec.Flushed {
+			t.Errorf("%s: nothing was flushed", kind.name)
+		}
+		kind.check(t, rec.Body.String(), "onetwo")
+	}
+
+	abort := streamHandler(t, conduit.NewNDJSONStream, func(s *conduit.JSONStream) error {
+		err := s.Write(strings.Repeat("x", 64<<10)) // is sent at once
+		s.Abort()
+		return err
+	})
+	tunneled := func(serve func(net.Listener)) string {
+		l := listen(t)
+		serve(streamTunnel{l})
+		return "http://" + l.Addr().String()
+	}
+	for name, url := range map[string]string{
+		"http.Server": tunneled(func(l net.Listener) {
+			srv := &http.Server{Handler: abort}
+			t.Cleanup(func() { srv.Close() })
+			go srv.Serve(l)
+		}),
+		"Server": tunneled(func(l net.Listener) { serveOn(t, newServer(t, &conduit.Config{Handler: abort}), l) }),
+		"no Unwrap": serve(t, newServer(t, &conduit.Config{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			abort.ServeHTTP(flushOnly{w}, r)
+		})})),
+	} {
+		res, err := newClient(t, &http.Transport{}).Get(url)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(res.Body)
+		res.Body.Close()
+		if err == nil {
+			t.Errorf("%s: %d bytes of an aborted response look whole", name, len(body))
+		}
+	}
+}
+
+// A goroutine that is left behind writes into nobody's response.
 func TestStreamWritesNothingAfterItsHandler(t *testing.T) {
 	eachStream(t, func(t *testing.T, p protocol, kind streamKind) {
 		opened := make(chan *streamWriter, 1)
 		mux := http.NewServeMux()
-		mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-			s, err := kind.open(w, r)
-			if err != nil {
-				t.Error(err)
-			}
-			opened <- s
-			if kind.promptly {
-				s.send("in time")
-			}
-		})
+		mux.Handle("/", kind.handler(t, func(r *http.Request, s *streamWriter) { opened <- s }))
 		mux.HandleFunc("/next", func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "next") })
-		url := streamServe(t, p, conduit.Config{Handler: mux})
-		client := p.client(t)
-		res, _ := streamOpen(t, client, url)
-		first, _ := io.ReadAll(res.Body)
+		_, client, url := streamBubble(t, p, conduit.Config{Handler: mux})
+		if got := get(t, client, url); got.body != "" {
+			t.Errorf("got %q", got.body)
+		}
+		synctest.Wait()
 		s := <-opened
-		var err error
-		for range 20 { // net/http may end the request after the client has its reply
-			if err = s.send(strings.Repeat("late", 10<<10)); err == nil {
-				err = s.end()
-			}
-			if err != nil {
-				break
-			}
+		if s.send("late") == nil || kind.document && s.end() == nil {
+			t.Error("a late use returned nil")
 		}
-		if err == nil {
-			t.Error("a late write returned nil")
-		}
-		if got := get(t, client, url+"/next"); got.body != "next" || bytes.Contains(first, []byte("late")) {
-			t.Errorf("got %q, and next %q", first, got.body)
+		if got := get(t, client, url+"next"); got.body != "next" {
+			t.Errorf("next: got %q", got.body)
 		}
 	})
 }
 
-// A JSON stream that its handler has neither closed nor aborted is not heard
-// of again, though a flush was due.
-func TestStreamForgottenByItsHandler(t *testing.T) {
-	for _, kind := range streamKinds {
-		t.Run(kind.name, func(t *testing.T) {
+// A response that is given back to the handler is under the server's WriteTimeout
+// again, or the time of a Timeout around it.
+func TestStreamEarlyErrorLeavesTheHandlerItsTime(t *testing.T) {
+	for name, end := range map[string]func(s *conduit.JSONStream){
+		"error": func(s *conduit.JSONStream) { s.Write(streamStuck) },
+		"Abort": func(s *conduit.JSONStream) { s.Abort() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			eachBubble(t, func(t *testing.T, p protocol) {
+				ended := make(chan time.Duration, 1)
+				h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					s, err := conduit.NewJSONStream(w, r)
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					end(s)
+					start := time.Now()
+					for err == nil && time.Since(start) < time.Hour {
+						_, err = w.Write(make([]byte, 32<<10))
+					}
+					ended <- time.Since(start)
+				})
+				_, client, url := streamBubble(t, p, conduit.Config{WriteTimeout: 5 * time.Second, Handler: h})
+				streamOpen(t, client, url) // and take nothing
+				if got := <-ended; got != 5*time.Second {
+					t.Errorf("a client that takes nothing held the handler for %v, want 5s", got)
+				}
+			})
+			for _, limit := range timeouts {
+				t.Run(limit.name, func(t *testing.T) {
+					eachBubble(t, func(t *testing.T, p protocol) {
+						h := limit.new(30 * time.Second)(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+							s, err := conduit.NewJSONStream(w, r)
+							if err != nil {
+								t.Error(err)
+								return
+							}
+							end(s)
+							time.Sleep(20 * time.Second)
+							io.WriteString(w, "from the second store")
+						}))
+						_, client, url := streamBubble(t, p, conduit.Config{WriteTimeout: 15 * time.Second, Handler: h})
+						if got := get(t, client, url); got.body != "from the second store" {
+							t.Errorf("got %d %q", got.status, got.body)
+						}
+					})
+				})
+			}
+		})
+	}
+}
+
+// On a bare server nothing else puts a deadline on the last chunk.
+func TestStreamHandlersEndUnderADeadlineOnABareServer(t *testing.T) {
+	for _, test := range []struct {
+		name, last string // of what the client reads
+		handler    http.Handler
+	}{
+		{"SSEHandler", "data: text\n\n\r\n", conduit.SSEHandler(func(s *conduit.SSEStream, r *http.Request) error {
+			return s.WriteSSE(&conduit.SSEEvent{Data: "text"})
+		})},
+		{"JSONHandler", "]\r\n", conduit.JSONHandler(func(*http.Request) iter.Seq2[string, error] {
+			return func(yield func(string, error) bool) {
+				yield("text", nil)
+				time.Sleep(time.Second) // it is sent, and so the response chunked
+			}
+		})},
+	} {
+		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				l := newPipeListener()
-				mux := http.NewServeMux()
-				mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-					if s, err := kind.open(w, r); err != nil || s.send("forgotten") != nil {
-						t.Error("open or send failed", err)
+				closed := make(chan struct{})
+				srv := &http.Server{Handler: test.handler, WriteTimeout: 5 * time.Second, ConnState: func(_ net.Conn, state http.ConnState) {
+					if state == http.StateClosed {
+						close(closed)
 					}
-				})
-				mux.HandleFunc("/next", func(w http.ResponseWriter, r *http.Request) {
-					time.Sleep(time.Second)
-					io.WriteString(w, "next")
-				})
-				srv := &http.Server{Handler: mux} // which keeps nothing off its writer
+				}}
 				go srv.Serve(l)
 				t.Cleanup(func() { srv.Close() })
-				client := l.client(t)
-				res, _ := streamOpen(t, client, "http://conduit.test/")
-				io.Copy(io.Discard, res.Body)
-				time.Sleep(time.Second)
-				if got := get(t, client, "http://conduit.test/next"); got.status != 200 || got.body != "next" {
-					t.Errorf("next: got %d %q", got.status, got.body)
+				c := l.dial()
+				t.Cleanup(func() { c.Close() })
+				go fmt.Fprint(c, "GET / HTTP/1.1\r\nHost: conduit.test\r\n\r\n")
+				streamUntil(t, c, test.last) // and no further
+				time.Sleep(time.Minute)
+				select {
+				case <-closed:
+				default:
+					t.Error("the connection waits for a client that reads no further")
 				}
 			})
 		})
+	}
+}
+
+// streamSources make a response of stamps, each after a pause.
+var streamSources = []struct {
+	name string
+	json bool
+	make func(t *testing.T, pauses []time.Duration) http.Handler
+}{
+	{"Write", true, func(t *testing.T, pauses []time.Duration) http.Handler {
+		return streamHandler(t, conduit.NewJSONStream, func(s *conduit.JSONStream) error {
+			for stamp := range streamStamps(pauses) {
+				if err := s.Write(stamp); err != nil {
+					return err
+				}
+			}
+			return s.Close()
+		})
+	}},
+	{"WriteJSONArray", true, func(t *testing.T, pauses []time.Duration) http.Handler {
+		return streamHandler(t, conduit.NewJSONStream, func(s *conduit.JSONStream) error {
+			items := make(chan any)
+			go func() {
+				defer close(items)
+				for stamp := range streamStamps(pauses) {
+					items <- stamp
+				}
+			}()
+			return s.WriteJSONArray(items)
+		})
+	}},
+	{"StreamJSON", true, func(t *testing.T, pauses []time.Duration) http.Handler {
+		return conduit.JSONHandler(func(*http.Request) iter.Seq2[string, error] {
+			return func(yield func(string, error) bool) {
+				for stamp := range streamStamps(pauses) {
+					if !yield(stamp, nil) {
+						return
+					}
+				}
+			}
+		})
+	}},
+	{"ReadFrom", false, func(t *testing.T, pauses []time.Duration) http.Handler {
+		return streamHandler(t, conduit.NewTextStream, func(s *conduit.Stream) error {
+			out, in := io.Pipe()
+			go func() {
+				defer in.Close()
+				for stamp := range streamStamps(pauses) {
+					io.WriteString(in, stamp)
+				}
+			}()
+			_, err := s.ReadFrom(out)
+			return err
+		})
+	}},
+	{"Serve", false, func(t *testing.T, pauses []time.Duration) http.Handler {
+		return streamHandler(t, conduit.NewSSEStream, func(s *conduit.SSEStream) error {
+			events := make(chan *conduit.SSEEvent)
+			go func() {
+				defer close(events)
+				for stamp := range streamStamps(pauses) {
+					events <- &conduit.SSEEvent{Data: stamp}
+				}
+			}()
+			return s.Serve(events)
+		})
+	}},
+	{"SSEBroker", false, func(t *testing.T, pauses []time.Duration) http.Handler {
+		b := conduit.NewSSEBroker(&conduit.SSEBrokerConfig{Queue: 4096})
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			go func() {
+				time.Sleep(time.Second) // the client is there
+				for stamp := range streamStamps(pauses) {
+					ssePublish(t, b, stamp)
+				}
+				b.Close()
+			}()
+			b.ServeHTTP(w, r)
+		})
+	}},
+}
+
+// streamStamps yields what says when it was made, and ends a second later.
+func streamStamps(pauses []time.Duration) iter.Seq[string] {
+	return func(yield func(string) bool) {
+		for _, pause := range pauses {
+			time.Sleep(pause)
+			if !yield(fmt.Sprint(time.Now().UnixMicro(), "!")) {
+				return
+			}
+		}
+		time.Sleep(time.Second)
+	}
+}
+
+func streamRepeat(pause time.Duration, n int) []time.Duration {
+	return slices.Repeat([]time.Duration{pause}, n)
+}
+
+// streamMeter counts flushes.
+type streamMeter struct {
+	http.ResponseWriter
+	flushes *atomic.Int64
+}
+
+func (m streamMeter) Unwrap() http.ResponseWriter { return m.ResponseWriter }
+
+func (m streamMeter) FlushError() error {
+	m.flushes.Add(1)
+	return http.NewResponseController(m.ResponseWriter).Flush()
+}
+
+// Nothing waits longer than 20 ms, the last item neither. What comes to an idle
+// stream is sent at once, or an element within a millisecond. Yet a busy source of
+// items has them sent together.
+func TestStreamItemsAreDeliveredInTime(t *testing.T) {
+	for _, source := range streamSources {
+		for _, test := range []struct {
+			name    string
+			pauses  []time.Duration
+			flushes int64 // at most
+		}{
+			{"idle", streamRepeat(time.Second, 20), 25},
+			{"steady", streamRepeat(5*time.Millisecond, 200), 205},
+			{"busy", streamRepeat(100*time.Microsecond, 5000), 550},
+			{"bursts", slices.Repeat(append(streamRepeat(0, 49), 100*time.Millisecond), 10), 40},
+			{"ready", streamRepeat(0, 2000), 10},
+		} {
+			t.Run(source.name+"/"+test.name, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					var flushes atomic.Int64
+					h := source.make(t, test.pauses)
+					_, client, url := streamBubble(t, http1Protocol, conduit.Config{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+						h.ServeHTTP(streamMeter{w, &flushes}, r)
+					})})
+					res, _ := streamOpen(t, client, url)
+					n, worst := 0, time.Duration(0)
+					for in := bufio.NewReader(res.Body); ; n++ {
+						text, err := in.ReadString('!')
+						if err != nil {
+							break
+						}
+						text = text[:len(text)-1]
+						micros, err := strconv.ParseInt(text[strings.LastIndexAny(text, `" `)+1:], 10, 64)
+						if err != nil {
+							t.Fatal(err)
+						}
+						worst = max(worst, time.Since(time.UnixMicro(micros)))
+					}
+					late := 20 * time.Millisecond
+					if test.name == "idle" && source.json {
+						late = time.Millisecond
+					} else if test.name == "idle" {
+						late = 0
+					}
+					if n != len(test.pauses) || worst > late || flushes.Load() > test.flushes && source.name != "ReadFrom" {
+						t.Errorf("%d items of %d, up to %v late, with %d flushes; want %v and %d", n, len(test.pauses), worst, flushes.Load(), late, test.flushes)
+					}
+				})
+			})
+		}
 	}
 }
 
@@ -7350,44 +7365,34 @@ func (p *streamPoint) MarshalJSON() ([]byte, error) {
 }
 
 func TestJSONDocuments(t *testing.T) {
-	written := func(open func(http.ResponseWriter, *http.Request) (*conduit.JSONStream, error), values ...any) http.HandlerFunc {
-		return func(w http.ResponseWriter, r *http.Request) {
-			s, err := open(w, r)
-			if err != nil {
-				t.Error(err)
-				return
-			}
+	written := func(open func(http.ResponseWriter, *http.Request) (*conduit.JSONStream, error), values ...any) http.Handler {
+		return streamHandler(t, open, func(s *conduit.JSONStream) error {
 			defer s.Abort() // which is nothing after Close
 			for _, v := range values {
 				if err := s.Write(v); err != nil {
 					t.Errorf("%v: %v", v, err)
 				}
 			}
-			if err := s.Close(); err != nil {
-				t.Error(err)
-			}
+			err := s.Close()
 			s.Abort()
-			s.Close()
-			if err := s.Write("late"); err == nil {
+			if late := s.Write("late"); late == nil {
 				t.Error("a write after Close returned nil")
 			}
-		}
+			return errors.Join(err, s.Close())
+		})
 	}
-	pulled := func(open func(http.ResponseWriter, *http.Request) (*conduit.JSONStream, error), values ...any) http.HandlerFunc {
-		items := make(chan any, len(values))
-		for _, v := range values {
-			items <- v
-		}
-		close(items)
-		return func(w http.ResponseWriter, r *http.Request) {
-			s, err := open(w, r)
-			if err == nil {
-				err = s.WriteJSONArray(items)
+	pulled := func(open func(http.ResponseWriter, *http.Request) (*conduit.JSONStream, error), values ...any) http.Handler {
+		return streamHandler(t, open, func(s *conduit.JSONStream) error {
+			items := make(chan any, len(values))
+			for _, v := range values {
+				items <- v
 			}
-			if err != nil {
-				t.Error(err)
-			}
-		}
+			close(items)
+			return s.WriteJSONArray(items)
+		})
+	}
+	handled := func(items ...streamPoint) http.Handler {
+		return conduit.JSONHandler(func(*http.Request) iter.Seq2[streamPoint, error] { return streamSeq(nil, items...) })
 	}
 	points := []streamPoint{{1, 2}, {3, 4}}
 	mixed := []any{1, "a\n<b>", nil, map[string]any{"b": []int{1}, "a": true}, json.RawMessage("{\n\t\"raw\":\n1}"), &streamPoint{5, 6}}
@@ -7398,55 +7403,30 @@ func TestJSONDocuments(t *testing.T) {
 	}{
 		{"nothing", written(conduit.NewJSONStream), `[]`},
 		{"one", written(conduit.NewJSONStream, 1), `[1]`},
-		{"three", written(conduit.NewJSONStream, 1, 2, 3), `[1,2,3]`},
 		{"mixed", written(conduit.NewJSONStream, mixed...), `[1,"a\n\u003cb\u003e",null,{"a":true,"b":[1]},{"raw":1},[5,6]]`},
 		{"NDJSON nothing", written(conduit.NewNDJSONStream), ""},
 		{"NDJSON mixed", written(conduit.NewNDJSONStream, mixed...), "1\n\"a\\n\\u003cb\\u003e\"\nnull\n{\"a\":true,\"b\":[1]}\n{\"raw\":1}\n[5,6]\n"},
 		{"channel closed", pulled(conduit.NewJSONStream), `[]`},
 		{"channel", pulled(conduit.NewJSONStream, 1, nil, 3), `[1,null,3]`},
 		{"NDJSON channel", pulled(conduit.NewNDJSONStream, 1, nil, 3), "1\nnull\n3\n"},
-		{"iterator of nothing", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			if err := conduit.StreamJSON(w, r, streamSeq[int](nil)); err != nil {
-				t.Error(err)
-			}
-		}), `[]`},
-		{"iterator", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			if err := conduit.StreamJSON(w, r, streamSeq(nil, points...)); err != nil {
-				t.Error(err)
-			}
-		}), `[[1,2],[3,4]]`},
+		{"iterator of nothing", handled(), `[]`},
+		{"iterator", handled(points...), `[[1,2],[3,4]]`},
 		{"NDJSON iterator", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if err := conduit.StreamNDJSON(w, r, streamSeq(nil, points...)); err != nil {
 				t.Error(err)
 			}
 		}), "[1,2]\n[3,4]\n"},
-		{"JSONHandler", conduit.JSONHandler(func(*http.Request) iter.Seq2[streamPoint, error] { return streamSeq(nil, points...) }), `[[1,2],[3,4]]`},
-		{"Receive", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			ch := make(chan int, 2)
-			ch <- 1
-			ch <- 2
-			close(ch)
-			if err := conduit.StreamJSON(w, r, conduit.Receive(r.Context(), ch)); err != nil {
-				t.Error(err)
-			}
-		}), `[1,2]`},
 	}
 	for _, p := range []protocol{http1Protocol, h2cProtocol} {
 		for _, test := range tests {
 			t.Run(p.name+"/"+test.name, func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) { // in which no time passes
-					if strings.Contains(test.name, "channel") && p.name != http1Protocol.name {
-						return // it has been emptied
-					}
 					_, client, url := streamBubble(t, p, conduit.Config{Handler: test.h})
 					res, _ := streamOpen(t, client, url)
 					body, err := io.ReadAll(res.Body)
 					synctest.Wait() // or the server would find its end of the pipe closed
-					if res.StatusCode != 200 || string(body) != test.want || err != nil {
-						t.Errorf("got %d %q, %v, want %q", res.StatusCode, body, err, test.want)
-					}
-					if res.ContentLength != int64(len(body)) {
-						t.Errorf("Content-Length %d, want %d", res.ContentLength, len(body))
+					if res.StatusCode != 200 || string(body) != test.want || err != nil || res.ContentLength != int64(len(body)) {
+						t.Errorf("got %d %q, %v, Content-Length %d; want %q and its length", res.StatusCode, body, err, res.ContentLength, test.want)
 					}
 				})
 			})
@@ -7454,198 +7434,24 @@ func TestJSONDocuments(t *testing.T) {
 	}
 }
 
-// What a large document goes out in is pieces of 16 KB, with no flush for each
-// element.
-func TestJSONBusySourcesPayNoFlushPerItem(t *testing.T) {
-	const n = 2000
-	item := strings.Repeat("x", 98)
-	sources := map[string]func(w http.ResponseWriter, r *http.Request) error{
-		"Write": func(w http.ResponseWriter, r *http.Request) error {
-			s, err := conduit.NewJSONStream(w, r)
-			for range n {
-				if err == nil {
-					err = s.Write(item)
-				}
-			}
-			if err == nil {
-				err = s.Close()
-			}
-			return err
-		},
-		"WriteJSONArray": func(w http.ResponseWriter, r *http.Request) error {
-			items := make(chan any, 16)
-			go func() {
-				defer close(items)
-				for range n {
-					items <- item
-				}
-			}()
-			s, err := conduit.NewJSONStream(w, r)
-			if err == nil {
-				err = s.WriteJSONArray(items)
-			}
-			return err
-		},
-		"StreamJSON": func(w http.ResponseWriter, r *http.Request) error {
-			return conduit.StreamJSON(w, r, func(yield func(string, error) bool) {
-				for range n {
-					if !yield(item, nil) {
-						return
-					}
-				}
-			})
-		},
-	}
-	for name, source := range sources {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				metered, counts := streamMetered()
-				_, client, url := streamBubble(t, http1Protocol, conduit.Config{Handler: metered(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-					if err := source(w, r); err != nil {
-						t.Error(err)
-					}
-				}))})
-				got := get(t, client, url)
-				var items []string
-				if err := json.Unmarshal([]byte(got.body), &items); err != nil || len(items) != n {
-					t.Errorf("%d items, %v, want %d", len(items), err, n)
-				}
-				writes, flushes := counts()
-				if size := len(got.body); len(writes) > size>>14+5 || len(flushes) > size>>14+5 {
-					t.Errorf("%d writes and %d flushes for %d items of %d bytes, want one for 16 KB", len(writes), len(flushes), n, size)
-				}
-				if biggest := slices.Max(writes); biggest > 32<<10 {
-					t.Errorf("a write of %d bytes, want about 16 KB", biggest)
-				}
-			})
-		})
-	}
+// A length and a trailer do not go together on HTTP/1.
+func TestJSONSmallDocumentKeepsItsTrailer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, client, url := streamBubble(t, http1Protocol, conduit.Config{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Trailer", "Digest")
+			conduit.StreamJSON(w, r, streamSeq(nil, 1))
+			w.Header().Set("Digest", "x")
+		})})
+		res, _ := streamOpen(t, client, url)
+		body, err := io.ReadAll(res.Body)
+		if err != nil || string(body) != "[1]" || res.Trailer.Get("Digest") != "x" {
+			t.Errorf("got %q, %v, trailer %v", body, err, res.Trailer)
+		}
+	})
 }
 
-// streamStamp says when it was made.
-func streamStamp(start time.Time) string { return fmt.Sprint(time.Since(start).Microseconds(), "!") }
-
-// streamSources make a JSON array of stamps, each after a pause.
-var streamSources = []struct {
-	name string
-	late time.Duration // how much later than made an item may come
-	make func(w http.ResponseWriter, r *http.Request, start time.Time, pauses []time.Duration) error
-}{
-	{"Write", 20 * time.Millisecond, func(w http.ResponseWriter, r *http.Request, start time.Time, pauses []time.Duration) error {
-		s, err := conduit.NewJSONStream(w, r)
-		if err != nil {
-			return err
-		}
-		for _, pause := range pauses {
-			time.Sleep(pause)
-			if err := s.Write(streamStamp(start)); err != nil {
-				return err
-			}
-		}
-		time.Sleep(time.Second)
-		return s.Close()
-	}},
-	{"WriteJSONArray", 20 * time.Millisecond, func(w http.ResponseWriter, r *http.Request, start time.Time, pauses []time.Duration) error {
-		items := make(chan any)
-		go func() {
-			defer close(items)
-			for _, pause := range pauses {
-				time.Sleep(pause)
-				items <- streamStamp(start)
-			}
-			time.Sleep(time.Second)
-		}()
-		s, err := conduit.NewJSONStream(w, r)
-		if err == nil {
-			err = s.WriteJSONArray(items)
-		}
-		return err
-	}},
-	{"StreamJSON", 20 * time.Millisecond, func(w http.ResponseWriter, r *http.Request, start time.Time, pauses []time.Duration) error {
-		return conduit.StreamJSON(w, r, func(yield func(string, error) bool) {
-			for _, pause := range pauses {
-				time.Sleep(pause)
-				if !yield(streamStamp(start), nil) {
-					return
-				}
-			}
-			time.Sleep(time.Second) // the last one must not wait for it
-		})
-	}},
-	{"Receive", 20 * time.Millisecond, func(w http.ResponseWriter, r *http.Request, start time.Time, pauses []time.Duration) error {
-		items := make(chan string)
-		go func() {
-			defer close(items)
-			for _, pause := range pauses {
-				time.Sleep(pause)
-				items <- streamStamp(start)
-			}
-			time.Sleep(time.Second)
-		}()
-		return conduit.StreamJSON(w, r, conduit.Receive(r.Context(), items))
-	}},
-}
-
-func streamRepeat(pause time.Duration, n int) []time.Duration {
-	return slices.Repeat([]time.Duration{pause}, n)
-}
-
-// An item waits for nobody longer than 20 ms, the last one neither, and one
-// that comes to an idle stream about 1 ms; yet a busy source has its items sent
-// together.
-func TestJSONItemsAreDeliveredInTime(t *testing.T) {
-	for _, source := range streamSources {
-		for _, test := range []struct {
-			name    string
-			pauses  []time.Duration
-			flushes int // at most
-			late    time.Duration
-		}{
-			{"idle", streamRepeat(time.Second, 20), 25, 2 * time.Millisecond},
-			{"slow", streamRepeat(50*time.Millisecond, 20), 25, 20 * time.Millisecond},
-			{"steady", streamRepeat(5*time.Millisecond, 200), 205, 20 * time.Millisecond},
-			{"busy", streamRepeat(100*time.Microsecond, 5000), 550, 20 * time.Millisecond},
-			{"bursts", slices.Repeat(append(streamRepeat(0, 49), 100*time.Millisecond), 10), 40, 20 * time.Millisecond},
-		} {
-			t.Run(source.name+"/"+test.name, func(t *testing.T) {
-				synctest.Test(t, func(t *testing.T) {
-					start := time.Now()
-					metered, counts := streamMetered()
-					_, client, url := streamBubble(t, http1Protocol, conduit.Config{Handler: metered(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-						if err := source.make(w, r, start, test.pauses); err != nil {
-							t.Error(err)
-						}
-					}))})
-					res, _ := streamOpen(t, client, url)
-					var n int
-					var worst time.Duration
-					for in := bufio.NewReader(res.Body); ; n++ {
-						// An item is the microseconds and an exclamation mark.
-						text, err := in.ReadString('!')
-						if err != nil {
-							break
-						}
-						micros, err := strconv.Atoi(strings.Trim(text, `[",!`))
-						if err != nil {
-							t.Fatal(err)
-						}
-						worst = max(worst, time.Since(start)-time.Duration(micros)*time.Microsecond)
-					}
-					_, flushes := counts()
-					if n != len(test.pauses) || worst > min(source.late, test.late) {
-						t.Errorf("%d items of %d, up to %v late, want %v", n, len(test.pauses), worst, min(source.late, test.late))
-					}
-					if len(flushes) > test.flushes {
-						t.Errorf("%d flushes for %d items, want at most %d", len(flushes), n, test.flushes)
-					}
-				})
-			})
-		}
-	}
-}
-
-// An element may fail when nothing is out yet: then the reply is the caller's.
-func TestJSONErrorBeforeTheFirstByteIsTheCallers(t *testing.T) {
+// A stream that fails when nothing is out yet leaves the response to its caller.
+func TestStreamErrorBeforeTheFirstByteIsTheCallers(t *testing.T) {
 	secret := errors.New("secret")
 	jsonStream := func(use func(s *conduit.JSONStream) error) func(w http.ResponseWriter, r *http.Request) error {
 		return func(w http.ResponseWriter, r *http.Request) error {
@@ -7654,374 +7460,524 @@ func TestJSONErrorBeforeTheFirstByteIsTheCallers(t *testing.T) {
 				return err
 			}
 			first := use(s)
+			more := make(chan any, 1)
+			more <- "more"
 			// Whatever is tried afterwards, the error stays.
-			for _, again := range []error{s.Write("more"), s.Close(), s.Close()} {
-				if again == nil {
-					t.Errorf("a use after %v returned nil", first)
+			for _, again := range []error{s.Write("more"), s.WriteJSONArray(more), s.Close(), s.Close()} {
+				if again == nil || len(more) != 1 {
+					t.Errorf("a use after %v returned nil, or took what nobody sends", first)
 				}
 			}
+			s.Abort()
 			return first
 		}
 	}
 	tests := []struct {
 		name  string
 		serve func(w http.ResponseWriter, r *http.Request) error
-		want  error // nil: any
+		want  string // in the error
 	}{
 		{"iterator", func(w http.ResponseWriter, r *http.Request) error {
 			return conduit.StreamJSON(w, r, streamSeq[int](secret))
-		}, secret},
-		{"NDJSON iterator", func(w http.ResponseWriter, r *http.Request) error {
-			return conduit.StreamNDJSON(w, r, streamSeq[int](secret))
-		}, secret},
-		{"iterator, second element at once", func(w http.ResponseWriter, r *http.Request) error {
-			return conduit.StreamJSON(w, r, streamSeq(secret, "secret"))
-		}, secret},
-		{"unencodable from an iterator", func(w http.ResponseWriter, r *http.Request) error {
-			return conduit.StreamJSON(w, r, streamSeq(nil, streamStuck))
-		}, nil},
-		{"nil iterator", func(w http.ResponseWriter, r *http.Request) error { return conduit.StreamJSON[int](w, r, nil) }, nil},
-		{"nil NDJSON iterator", func(w http.ResponseWriter, r *http.Request) error { return conduit.StreamNDJSON[int](w, r, nil) }, nil},
-		{"unencodable", jsonStream(func(s *conduit.JSONStream) error { return s.Write(streamStuck) }), nil},
+		}, "secret"},
+		{"NDJSON iterator, second element", func(w http.ResponseWriter, r *http.Request) error {
+			return conduit.StreamNDJSON(w, r, streamSeq(secret, "secret"))
+		}, "secret"},
+		{"nil iterator", func(w http.ResponseWriter, r *http.Request) error { return conduit.StreamJSON[int](w, r, nil) }, "iterator is nil"},
+		{"nil channel", jsonStream(func(s *conduit.JSONStream) error { return s.WriteJSONArray(nil) }), "channel is nil"},
+		{"unencodable", jsonStream(func(s *conduit.JSONStream) error { return s.Write(streamStuck) }), "chan int"},
 		{"unencodable second", jsonStream(func(s *conduit.JSONStream) error {
 			return errors.Join(s.Write("secret"), s.Write(map[string]any{"a": "secret", "b": streamStuck}))
-		}), nil},
-		{"nil channel", jsonStream(func(s *conduit.JSONStream) error { return s.WriteJSONArray(nil) }), nil},
-		{"unencodable from a channel", jsonStream(func(s *conduit.JSONStream) error {
-			items := make(chan any, 2)
-			items <- streamStuck
-			items <- 1
-			return s.WriteJSONArray(items)
-		}), nil},
-	}
-	for _, p := range []protocol{http1Protocol, tlsProtocol, h2cProtocol} {
-		for _, chain := range streamChains {
-			for _, test := range tests {
-				t.Run(p.name+"/"+chain.name+"/"+test.name, func(t *testing.T) {
-					synctest.Test(t, func(t *testing.T) {
-						var logs logBuffer
-						h := conduit.Chain(conduit.Logging(), chain.mw)(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-							err := test.serve(w, r)
-							if err == nil || test.want != nil && !errors.Is(err, test.want) {
-								t.Errorf("got %v, want %v", err, test.want)
-							}
-							http.Error(w, "sorry", http.StatusInternalServerError)
-						}))
-						_, client, url := streamBubble(t, p, conduit.Config{Handler: h, Logger: logs.logger()})
-						got := get(t, client, url)
-						if ct := got.header.Get("Content-Type"); got.status != 500 || got.body != "sorry\n" || ct != "text/plain; charset=utf-8" {
-							t.Errorf("got %d %q of type %q, want the caller's 500", got.status, got.body, ct)
-						}
-						synctest.Wait()
-						if lines := logs.find("request"); len(lines) != 1 || lines[0]["status"] != 500.0 || lines[0]["aborted"] != nil {
-							t.Errorf("logged %v, want one 500", lines)
-						}
-					})
-				})
+		}), "chan int"},
+		{"Abort", jsonStream(func(s *conduit.JSONStream) error {
+			err := s.Write("secret")
+			s.Abort()
+			s.Abort()
+			return errors.Join(err, s.Close())
+		}), "aborted"},
+		{"ReadFrom", func(w http.ResponseWriter, r *http.Request) error {
+			s, err := conduit.NewTextStream(w, r)
+			if err == nil {
+				_, err = s.ReadFrom(iotest.ErrReader(secret))
 			}
-		}
+			return err
+		}, "secret"},
 	}
-}
-
-// A document that has begun to go out is cut, whatever its handler says then.
-func TestJSONErrorAfterTheFirstByteCutsTheReply(t *testing.T) {
-	secret := errors.New("secret")
-	seq := func(seen <-chan struct{}) iter.Seq2[string, error] {
-		return func(yield func(string, error) bool) {
-			if yield("one", nil) {
-				<-seen
-				yield("", secret)
-			}
-		}
-	}
-	tests := []struct {
-		name    string
-		message string // logged, if the handler does not do it
-		handler func(t *testing.T, seen <-chan struct{}) http.Handler
-	}{
-		{"StreamJSON", "", func(t *testing.T, seen <-chan struct{}) http.Handler {
-			return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				err := conduit.StreamJSON(w, r, seq(seen))
-				if !errors.Is(err, secret) {
-					t.Errorf("got %v, want %v", err, secret)
-				}
-				http.Error(w, err.Error(), http.StatusInternalServerError)
-			})
-		}},
-		{"StreamNDJSON", "", func(t *testing.T, seen <-chan struct{}) http.Handler {
-			return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				err := conduit.StreamNDJSON(w, r, seq(seen))
-				if !errors.Is(err, secret) {
-					t.Errorf("got %v, want %v", err, secret)
-				}
-				http.Error(w, err.Error(), http.StatusInternalServerError)
-			})
-		}},
-		{"JSONHandler", "secret", func(t *testing.T, seen <-chan struct{}) http.Handler {
-			return conduit.JSONHandler(func(*http.Request) iter.Seq2[string, error] { return seq(seen) })
-		}},
-		{"unencodable", "", func(t *testing.T, seen <-chan struct{}) http.Handler {
-			return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				s, err := conduit.NewJSONStream(w, r)
-				if err != nil {
-					t.Error(err)
-					return
-				}
-				if err := s.Write("one"); err != nil {
-					t.Error(err)
-				}
-				<-seen
-				first := s.Write(streamStuck)
-				for _, err := range []error{first, s.Write("secret"), s.Close()} {
-					if err == nil {
-						t.Error("a write returned nil")
-					}
-				}
-				fmt.Fprint(w, "secret")
-				http.Error(w, "secret", http.StatusInternalServerError)
-			})
-		}},
-		{"Abort", "", func(t *testing.T, seen <-chan struct{}) http.Handler {
-			return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				s, err := conduit.NewNDJSONStream(w, r)
-				if err != nil {
-					t.Error(err)
-					return
-				}
-				defer s.Abort()
-				if err := s.Write("one"); err != nil {
-					t.Error(err)
-				}
-				<-seen
-			})
-		}},
-	}
-	eachProtocol(t, func(t *testing.T, p protocol) {
-		for _, chain := range streamChains {
-			for _, test := range tests {
-				t.Run(chain.name+"/"+test.name, func(t *testing.T) {
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			eachBubble(t, func(t *testing.T, p protocol) {
+				for _, chain := range streamChains {
 					var logs logBuffer
-					seen := make(chan struct{})
-					url := streamServe(t, p, conduit.Config{Logger: logs.logger(), Handler: conduit.Chain(conduit.Logging(), chain.mw)(test.handler(t, seen))})
-					res, _ := streamOpen(t, p.client(t), url)
-					body := streamUntil(t, res.Body, `"one"`)
-					close(seen)
-					rest, err := io.ReadAll(res.Body)
-					if body += string(rest); err == nil || res.StatusCode != 200 {
-						t.Errorf("got %d %q as a whole reply, want it cut", res.StatusCode, body)
-					}
-					if strings.Contains(body, "secret") {
-						t.Errorf("the client got %q", body)
-					}
-					if line := logs.request(t); line["status"] != 200.0 || line["aborted"] != true {
-						t.Errorf("logged %v, want status 200, aborted", line)
-					}
-					if n := len(logs.find("panic")) + len(logs.find("net/http")); n != 0 || !strings.Contains(logs.String(), test.message) {
-						t.Errorf("%d panics and complaints, or no %q, in the log:\n%s", n, test.message, logs.String())
-					}
-				})
-			}
-		}
-	})
-}
-
-// An Abort of what is not out yet leaves the reply to the handler.
-func TestJSONAbortBeforeTheFirstByte(t *testing.T) {
-	eachProtocol(t, func(t *testing.T, p protocol) {
-		for _, chain := range streamChains {
-			for _, elements := range []int{0, 3} {
-				synctest.Test(t, func(t *testing.T) {
-					_, client, url := streamBubble(t, p, conduit.Config{Handler: chain.mw(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-						s, err := conduit.NewJSONStream(w, r)
-						if err != nil {
-							t.Error(err)
-							return
-						}
-						for i := range elements {
-							if err := s.Write(i); err != nil {
-								t.Error(err)
-							}
-						}
-						s.Abort()
-						s.Abort()
-						if s.Write("late") == nil || s.Close() == nil {
-							t.Error("a use after Abort returned nil")
+					h := conduit.Chain(conduit.Logging(), chain.mw)(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+						err := test.serve(w, r)
+						if err == nil || !strings.HasPrefix(err.Error(), "conduit: ") || !strings.Contains(err.Error(), test.want) {
+							t.Errorf("%s: got %v, want an error with %q", chain.name, err, test.want)
 						}
 						http.Error(w, "sorry", http.StatusInternalServerError)
-					}))})
-					if got := get(t, client, url); got.status != 500 || got.body != "sorry\n" {
-						t.Errorf("%s, %d elements: got %d %q, want the handler's 500", chain.name, elements, got.status, got.body)
+					}))
+					_, client, url := streamBubble(t, p, conduit.Config{Handler: h, Logger: logs.logger()})
+					got := get(t, client, url)
+					if ct := got.header.Get("Content-Type"); got.status != 500 || got.body != "sorry\n" || ct != "text/plain; charset=utf-8" {
+						t.Errorf("%s: got %d %q of type %q, want the caller's 500", chain.name, got.status, got.body, ct)
 					}
-				})
-			}
-		}
-	})
+					synctest.Wait()
+					if lines := logs.find("request"); len(lines) != 1 || lines[0]["status"] != 500.0 || lines[0]["aborted"] != nil {
+						t.Errorf("%s: logged %v, want one 500", chain.name, lines)
+					}
+				}
+			})
+		})
+	}
 }
 
-// streamPanics panics when it is encoded.
-type streamPanics struct{}
-
-func (streamPanics) MarshalJSON() ([]byte, error) { panic("secret") }
-
-// A panic is Recovery's: with a 500 if nothing is out, or the reply is cut.
-// A panic of an element is one more way to end: the timer that was to send what
-// is pending does not write beside the one who answers for the panic.
-func TestJSONPanicOfAnElementEndsTheStream(t *testing.T) {
-	for name, write := range map[string]func(s *conduit.JSONStream, v any) error{
-		"Write": func(s *conduit.JSONStream, v any) error { return s.Write(v) },
-		"WriteJSONArray": func(s *conduit.JSONStream, v any) error {
-			items := make(chan any, 1)
-			items <- v
-			return s.WriteJSONArray(items)
+// A response that has begun to go out is aborted, whatever its handler writes
+// then, and whoever recovers from a panic.
+func TestStreamErrorAfterTheFirstByteAborts(t *testing.T) {
+	secret := errors.New("secret")
+	recovers := func(w http.ResponseWriter, f func()) {
+		defer func() {
+			if recover() == nil {
+				t.Error("no panic came by")
+			}
+			io.WriteString(w, "secret")
+		}()
+		f()
+	}
+	wantSecret := func(w http.ResponseWriter, err error) {
+		if !errors.Is(err, secret) {
+			t.Errorf("got %v, want %v", err, secret)
+		}
+		http.Error(w, "secret", http.StatusInternalServerError)
+	}
+	// one sends an element, and calls then when the client has it.
+	one := func(seen <-chan struct{}, then func(yield func(any, error) bool)) iter.Seq2[any, error] {
+		return func(yield func(any, error) bool) {
+			if yield("one", nil) {
+				<-seen
+				then(yield)
+			}
+		}
+	}
+	fails := func(yield func(any, error) bool) { yield(nil, secret) }
+	panics := func(func(any, error) bool) { panic("secret") }
+	reader := func(seen <-chan struct{}, then func() error) io.Reader {
+		return io.MultiReader(strings.NewReader(`"one"`), streamReader(func() error { <-seen; return then() }))
+	}
+	// element writes one, and calls then when the client has it.
+	element := func(w http.ResponseWriter, r *http.Request, seen <-chan struct{}, then func(s *conduit.JSONStream)) {
+		streamHandler(t, conduit.NewJSONStream, func(s *conduit.JSONStream) error {
+			err := s.Write("one")
+			<-seen
+			then(s)
+			return err
+		}).ServeHTTP(w, r)
+	}
+	for name, serve := range map[string]func(w http.ResponseWriter, r *http.Request, seen <-chan struct{}){
+		"StreamJSON": func(w http.ResponseWriter, r *http.Request, seen <-chan struct{}) {
+			wantSecret(w, conduit.StreamJSON(w, r, one(seen, fails)))
+		},
+		"StreamNDJSON": func(w http.ResponseWriter, r *http.Request, seen <-chan struct{}) {
+			wantSecret(w, conduit.StreamNDJSON(w, r, one(seen, fails)))
+		},
+		"JSONHandler": func(w http.ResponseWriter, r *http.Request, seen <-chan struct{}) {
+			conduit.JSONHandler(func(*http.Request) iter.Seq2[any, error] { return one(seen, fails) }).ServeHTTP(w, r)
+		},
+		"panic of an iterator": func(w http.ResponseWriter, r *http.Request, seen <-chan struct{}) {
+			recovers(w, func() { conduit.StreamJSON(w, r, one(seen, panics)) })
+		},
+		"panic of an element": func(w http.ResponseWriter, r *http.Request, seen <-chan struct{}) {
+			recovers(w, func() { element(w, r, seen, func(s *conduit.JSONStream) { s.Write(streamPanics{}) }) })
+		},
+		"unencodable": func(w http.ResponseWriter, r *http.Request, seen <-chan struct{}) {
+			element(w, r, seen, func(s *conduit.JSONStream) {
+				if s.Write(streamStuck) == nil || s.Write("secret") == nil || s.Close() == nil {
+					t.Error("a use returned nil")
+				}
+			})
+			http.Error(w, "secret", http.StatusInternalServerError)
+		},
+		"Abort": func(w http.ResponseWriter, r *http.Request, seen <-chan struct{}) {
+			element(w, r, seen, (*conduit.JSONStream).Abort)
+		},
+		"ReadFrom": func(w http.ResponseWriter, r *http.Request, seen <-chan struct{}) {
+			s, err := conduit.NewTextStream(w, r)
+			if err == nil {
+				_, err = s.ReadFrom(reader(seen, func() error { return secret }))
+			}
+			if _, again := s.Write([]byte("secret")); again == nil {
+				t.Error("a write after a failed source returned nil")
+			}
+			wantSecret(w, err)
+		},
+		"panic of a reader": func(w http.ResponseWriter, r *http.Request, seen <-chan struct{}) {
+			s, err := conduit.NewBinaryStream(w, r)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			recovers(w, func() { s.ReadFrom(reader(seen, func() error { panic("secret") })) })
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				l := newPipeListener()
-				answer := func(next http.Handler) http.Handler {
-					return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-						defer func() {
-							recover()
-							time.Sleep(time.Second) // the timer has had its time
-							http.Error(w, "sorry", http.StatusInternalServerError)
-						}()
-						next.ServeHTTP(w, r)
-					})
+			eachBubble(t, func(t *testing.T, p protocol) {
+				for _, chain := range streamChains {
+					var logs logBuffer
+					seen := make(chan struct{})
+					h := conduit.Chain(conduit.Logging(), chain.mw)(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { serve(w, r, seen) }))
+					_, client, url := streamBubble(t, p, conduit.Config{Logger: logs.logger(), Handler: h})
+					res, _ := streamOpen(t, client, url)
+					body := streamUntil(t, res.Body, `"one"`)
+					close(seen)
+					rest, err := io.ReadAll(res.Body)
+					if body += string(rest); err == nil || res.StatusCode != 200 || strings.Contains(body, "secret") {
+						t.Errorf("%s: got %d %q, %v; want it aborted", chain.name, res.StatusCode, body, err)
+					}
+					synctest.Wait()
+					if lines := logs.find("request"); len(lines) != 1 || lines[0]["status"] != 200.0 || lines[0]["aborted"] != true {
+						t.Errorf("%s: logged %v, want status 200, aborted", chain.name, lines)
+					}
+					if n := len(logs.find("panic")) + len(logs.find("net/http")); n != 0 {
+						t.Errorf("%s: %d panics and complaints in the log:\n%s", chain.name, n, logs.String())
+					}
 				}
-				serveOn(t, newServer(t, &conduit.Config{Handler: answer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-					s, err := conduit.NewJSONStream(w, r)
-					if err != nil {
-						t.Error(err)
+			})
+		})
+	}
+
+	t.Run("a status of the handler's", func(t *testing.T) {
+		eachBubble(t, func(t *testing.T, p protocol) {
+			for _, chain := range streamChains {
+				_, client, url := streamBubble(t, p, conduit.Config{Handler: chain.mw(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					w.WriteHeader(http.StatusCreated)
+					wantSecret(w, conduit.StreamJSON(w, r, streamSeq[int](secret)))
+				}))})
+				res, err := client.Get(url)
+				if err == nil {
+					_, err = io.ReadAll(res.Body)
+					res.Body.Close()
+				}
+				if err == nil {
+					t.Errorf("%s: the response looks whole: %d", chain.name, res.StatusCode)
+				}
+			}
+		})
+	})
+}
+
+// streamReader is a reader that only fails.
+type streamReader func() error
+
+func (f streamReader) Read([]byte) (int, error) { return 0, f() }
+
+// A panic is Recovery's: with a 500 if nothing is out, or the response is aborted.
+func TestJSONPanicsPassOn(t *testing.T) {
+	for name, last := range map[string]func(yield func(any, error) bool){
+		"iterator":    func(func(any, error) bool) { panic("secret") },
+		"MarshalJSON": func(yield func(any, error) bool) { yield(streamPanics{}, nil) },
+	} {
+		for _, limit := range append(timeouts, noTimeout) {
+			t.Run(name+"/"+limit.name, func(t *testing.T) {
+				eachBubble(t, func(t *testing.T, p protocol) {
+					for _, late := range []bool{false, true} {
+						var logs logBuffer
+						h := conduit.Chain(conduit.Recovery(), limit.new(time.Minute))(conduit.JSONHandler(func(*http.Request) iter.Seq2[any, error] {
+							return func(yield func(any, error) bool) {
+								yield("first", nil)
+								if late {
+									time.Sleep(time.Second)
+								}
+								last(yield)
+							}
+						}))
+						_, client, url := streamBubble(t, p, conduit.Config{Handler: h, Logger: logs.logger()})
+						res, _ := streamOpen(t, client, url)
+						body, err := io.ReadAll(res.Body)
+						if !late && (res.StatusCode != 500 || err != nil || strings.Contains(string(body), "first")) {
+							t.Errorf("before the first byte: got %d %q, %v, want a 500", res.StatusCode, body, err)
+						}
+						if late && (res.StatusCode != 200 || err == nil || string(body) != `["first"`) {
+							t.Errorf("after the first byte: got %d %q, %v, want it aborted", res.StatusCode, body, err)
+						}
+						synctest.Wait()
+						if n := len(logs.find("panic")); n != 1 {
+							t.Errorf("%d panics logged, want 1:\n%s", n, logs.String())
+						}
+					}
+				})
+			})
+		}
+	}
+}
+
+// After a panic of an element, or of the writer, the timer that was to flush does
+// not write beside the one who responds instead. Nothing replaces the panic, even
+// where nothing else would abort the response.
+func TestStreamEndsWithAPanic(t *testing.T) {
+	items := make(chan any, 1)
+	large := strings.Repeat("x", 20<<10)
+	for _, test := range []struct {
+		name string
+		wrap func(w http.ResponseWriter) http.ResponseWriter
+		do   func(w http.ResponseWriter, r *http.Request)
+		want string // the body, "" if the response is to be aborted
+	}{
+		{"Write", nil, func(w http.ResponseWriter, r *http.Request) {
+			streamHandler(t, conduit.NewJSONStream, func(s *conduit.JSONStream) error {
+				return errors.Join(s.Write("one"), s.Write(streamPanics{}))
+			}).ServeHTTP(w, r)
+		}, "sorry\n"},
+		{"WriteJSONArray", nil, func(w http.ResponseWriter, r *http.Request) {
+			items <- streamPanics{}
+			streamHandler(t, conduit.NewJSONStream, func(s *conduit.JSONStream) error { return s.WriteJSONArray(items) }).ServeHTTP(w, r)
+		}, "sorry\n"},
+		{"writer", streamPanickingWriter, func(w http.ResponseWriter, r *http.Request) {
+			streamHandler(t, conduit.NewJSONStream, func(s *conduit.JSONStream) error { return errors.Join(s.Write("one"), s.Write(large)) }).ServeHTTP(w, r)
+		}, ""},
+		{"Serve", streamPanickingWriter, func(w http.ResponseWriter, r *http.Request) {
+			streamHandler(t, conduit.NewSSEStream, func(s *conduit.SSEStream) error {
+				events := make(chan *conduit.SSEEvent, 2)
+				events <- &conduit.SSEEvent{Data: "due"}
+				events <- &conduit.SSEEvent{Data: large}
+				return s.Serve(events)
+			}).ServeHTTP(w, r)
+		}, ""},
+		{"no deadlines", func(w http.ResponseWriter) http.ResponseWriter { return flushOnly{w} }, func(w http.ResponseWriter, r *http.Request) {
+			streamHandler(t, conduit.NewNDJSONStream, func(s *conduit.JSONStream) error { return errors.Join(s.Write(large), s.Write(streamPanics{})) }).ServeHTTP(w, r)
+		}, `"` + large + "\"\nsorry\n"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				client, url := streamBare(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					defer func() {
+						if value := recover(); value != "secret" {
+							t.Errorf("recovered from %v, want the panic that there was", value)
+						}
+						time.Sleep(time.Second) // the timer has had its time
+						http.Error(w, "sorry", http.StatusInternalServerError)
+					}()
+					if test.wrap != nil {
+						test.do(test.wrap(w), r)
 						return
 					}
-					if err := s.Write("one"); err != nil {
-						t.Error(err)
-					}
-					write(s, panicMarshaler{})
-				}))}), l)
-				if got := get(t, l.client(t), "http://x/"); got.status != 500 || got.body != "sorry\n" {
-					t.Errorf("%d %q, want the 500 alone", got.status, got.body)
+					test.do(w, r)
+				}))
+				res, err := client.Get(url)
+				var body []byte
+				if err == nil {
+					body, err = io.ReadAll(res.Body)
+					res.Body.Close()
+				}
+				if string(body) != test.want || (err != nil) != (test.want == "") {
+					t.Errorf("got %.100q, %v, want %.100q", body, err, test.want)
 				}
 			})
 		})
 	}
 }
 
-type panicMarshaler struct{}
+// streamPanickingWriter panics at its first write.
+func streamPanickingWriter(w http.ResponseWriter) http.ResponseWriter {
+	first := true
+	return streamFaultyWriter{w, func() error {
+		if first {
+			first = false
+			panic("secret")
+		}
+		return nil
+	}}
+}
 
-func (panicMarshaler) MarshalJSON() ([]byte, error) { panic("an element") }
+// streamFaultyWriter fails as fault does.
+type streamFaultyWriter struct {
+	http.ResponseWriter
+	fault func() error
+}
 
-// With a status of its own a reply cannot become a 500 any more: it is cut.
-func TestJSONErrorAfterWriteHeaderCutsTheReply(t *testing.T) {
-	for name, chain := range map[string]conduit.Middleware{
-		"alone": conduit.Chain(),
-		"chain": conduit.Chain(conduit.Recovery(), conduit.Logging(), conduit.Timeout(time.Minute), conduit.Compression()),
+func (w streamFaultyWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+func (w streamFaultyWriter) Write(p []byte) (int, error) {
+	if err := w.fault(); err != nil {
+		return 0, err
+	}
+	return w.ResponseWriter.Write(p)
+}
+
+// What the timer's write meets is what the next one of the handler returns.
+func TestJSONKeepsTheFaultOfItsTimer(t *testing.T) {
+	for name, fault := range map[string]func() error{
+		"error": func() error { return errors.New("broken") },
+		"panic": func() error { panic("broken") },
 	} {
-		eachProtocol(t, func(t *testing.T, p protocol) {
-			srv := p.server(t, &conduit.Config{Handler: chain(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				w.Header().Set("Content-Type", "application/json")
-				w.WriteHeader(http.StatusCreated)
-				err := conduit.StreamJSON(w, r, func(yield func(int, error) bool) { yield(0, errors.New("early")) })
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s, err := conduit.NewJSONStream(streamFaultyWriter{httptest.NewRecorder(), fault}, httptest.NewRequest("GET", "/", nil))
 				if err == nil {
-					t.Error("no error")
+					err = s.Write(1)
 				}
-			}))})
-			res, err := p.client(t).Get(p.serve(t, srv))
-			if err == nil {
-				_, err = io.ReadAll(res.Body)
-				res.Body.Close()
-			}
-			if err == nil {
-				t.Errorf("%s: the reply looks whole: %d", name, res.StatusCode)
-			}
+				if err != nil {
+					t.Fatal(err)
+				}
+				<-s.Done() // which the timer's fault closes
+				for i, err := range []error{s.Write(2), s.Write(3), s.Close()} {
+					if err == nil || !strings.Contains(err.Error(), "broken") {
+						t.Errorf("use %d = %v, want the fault of the timer", i, err)
+					}
+				}
+			})
 		})
 	}
 }
 
-// Each kind of line end counts once, in data that has nothing else.
-func TestSSEDataOfManyLines(t *testing.T) {
-	const n = 1 << 20
-	for _, end := range []string{"\r", "\n", "\r\n"} {
-		rec := httptest.NewRecorder()
-		s, err := conduit.NewSSEStream(rec, httptest.NewRequest("GET", "/", nil))
+// armedWriter says whether a write deadline is in force.
+type armedWriter struct {
+	*httptest.ResponseRecorder
+	armed bool
+}
+
+func (w *armedWriter) SetWriteDeadline(deadline time.Time) error {
+	w.armed = !deadline.IsZero()
+	return nil
+}
+
+// What is written because it is enough is under a deadline until the timer
+// flushes: left armed, that would reset an HTTP/2 stream that is merely quiet.
+func TestJSONLeavesNoDeadlineBehind(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &armedWriter{ResponseRecorder: httptest.NewRecorder()}
+		s, err := conduit.NewJSONStream(w, httptest.NewRequest("GET", "/", nil))
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := s.WriteSSE(&conduit.SSEEvent{Data: strings.Repeat(end, n)}); err != nil {
-			t.Fatal(err)
-		}
-		if got := strings.Count(rec.Body.String(), "data:\n"); got != n+1 {
-			t.Errorf("%q: %d lines, want %d", end, got, n+1)
-		}
-	}
-}
-
-func TestJSONPanicsPassOn(t *testing.T) {
-	eachProtocol(t, func(t *testing.T, p protocol) {
-		for _, limit := range append(timeouts, noTimeout) {
-			for name, items := range map[string]func(late bool) iter.Seq2[any, error]{
-				"iterator": func(late bool) iter.Seq2[any, error] {
-					return func(yield func(any, error) bool) {
-						yield("first", nil)
-						if late {
-							time.Sleep(time.Second)
-						}
-						panic("secret")
-					}
-				},
-				"MarshalJSON": func(late bool) iter.Seq2[any, error] {
-					return func(yield func(any, error) bool) {
-						yield("first", nil)
-						if late {
-							time.Sleep(time.Second)
-						}
-						yield(streamPanics{}, nil)
-					}
-				},
-			} {
-				for _, late := range []bool{false, true} {
-					t.Run(fmt.Sprint(limit.name, "/", name, "/late=", late), func(t *testing.T) {
-						synctest.Test(t, func(t *testing.T) {
-							var logs logBuffer
-							h := conduit.Chain(conduit.Recovery(), limit.new(time.Minute))(conduit.JSONHandler(func(*http.Request) iter.Seq2[any, error] { return items(late) }))
-							_, client, url := streamBubble(t, p, conduit.Config{Handler: h, Logger: logs.logger()})
-							res, _ := streamOpen(t, client, url)
-							body, err := io.ReadAll(res.Body)
-							if !late && (res.StatusCode != 500 || err != nil || strings.Contains(string(body), "first")) {
-								t.Errorf("before the first byte: got %d %q, %v, want a 500", res.StatusCode, body, err)
-							}
-							if late && (res.StatusCode != 200 || err == nil || string(body) != `["first"`) {
-								t.Errorf("after the first byte: got %d %q, %v, want it cut", res.StatusCode, body, err)
-							}
-							synctest.Wait()
-							if n := len(logs.find("panic")); n != 1 {
-								t.Errorf("%d panics logged, want 1:\n%s", n, logs.String())
-							}
-						})
-					})
-				}
+		for _, size := range []int{10, 400 << 10, 10, 20 << 10} {
+			if err := s.Write(strings.Repeat("x", size)); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(20 * time.Millisecond)
+			synctest.Wait()
+			if w.armed {
+				t.Errorf("the deadline stays armed after an element of %d bytes", size)
 			}
 		}
 	})
 }
 
 // A drain waits for documents, however long their sources go on.
-func TestJSONIsNotCutByADrain(t *testing.T) {
+func TestJSONIsNotEndedByADrain(t *testing.T) {
 	for _, source := range streamSources {
-		for _, p := range []protocol{http1Protocol, h2cProtocol} {
-			t.Run(source.name+"/"+p.name, func(t *testing.T) {
-				synctest.Test(t, func(t *testing.T) {
-					start := time.Now()
-					srv, client, url := streamBubble(t, p, conduit.Config{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-						if err := source.make(w, r, start, streamRepeat(time.Second, 20)); err != nil {
-							t.Error(err)
-						}
-					})})
-					time.AfterFunc(5*time.Second, srv.Drain)
+		if !source.json {
+			continue
+		}
+		t.Run(source.name, func(t *testing.T) {
+			eachBubble(t, func(t *testing.T, p protocol) {
+				srv, client, url := streamBubble(t, p, conduit.Config{Handler: source.make(t, streamRepeat(time.Second, 20))})
+				time.AfterFunc(5*time.Second, srv.Drain)
+				got := get(t, client, url)
+				var items []string
+				if err := json.Unmarshal([]byte(got.body), &items); err != nil || len(items) != 20 {
+					t.Errorf("got %q, %v, want 20 items", got.body, err)
+				}
+			})
+		})
+	}
+}
+
+// Done is that of a stream, also for those who ask after the end.
+func TestJSONDoneClosesAtTheEnd(t *testing.T) {
+	for name, end := range map[string]func(s *conduit.JSONStream){
+		"Close": func(s *conduit.JSONStream) { s.Close() },
+		"Abort": func(s *conduit.JSONStream) { s.Abort() },
+		"error": func(s *conduit.JSONStream) { s.Write(streamStuck) },
+	} {
+		for _, early := range []bool{true, false} {
+			s, err := conduit.NewJSONStream(httptest.NewRecorder(), httptest.NewRequest("GET", "/", nil))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if early {
+				select {
+				case <-s.Done():
+					t.Errorf("%s: Done is closed before the end", name)
+				default:
+				}
+			}
+			end(s)
+			streamReceive(t, s.Done(), name+": Done")
+		}
+	}
+}
+
+// What goes wrong in a handler is for the log, at debug if the client has
+// disconnected.
+func TestStreamHandlersLogErrors(t *testing.T) {
+	items := func(seq iter.Seq2[any, error]) http.Handler {
+		return conduit.JSONHandler(func(*http.Request) iter.Seq2[any, error] { return seq })
+	}
+	for name, h := range map[string]http.Handler{
+		"iterator":     items(streamSeq[any](errors.New("secret"))),
+		"unencodable":  items(streamSeq[any](nil, map[string]any{"secret": streamStuck})),
+		"nil iterator": items(nil),
+		"SSEHandler": conduit.SSEHandler(func(s *conduit.SSEStream, r *http.Request) error {
+			return errors.Join(s.WriteSSE(&conduit.SSEEvent{Data: "event"}), errors.New("secret"))
+		}),
+	} {
+		t.Run(name, func(t *testing.T) {
+			eachBubble(t, func(t *testing.T, p protocol) {
+				for _, chain := range streamChains {
+					var logs logBuffer
+					_, client, url := streamBubble(t, p, conduit.Config{Handler: chain.mw(h), Logger: logs.logger()})
 					got := get(t, client, url)
-					var items []string
-					if err := json.Unmarshal([]byte(got.body), &items); err != nil || len(items) != 20 {
-						t.Errorf("got %q, %v, want 20 items", got.body, err)
+					status, contentType := 500, "text/plain; charset=utf-8"
+					if name == "SSEHandler" {
+						status, contentType = 200, "text/event-stream"
+					}
+					if ct := got.header.Get("Content-Type"); got.status != status || ct != contentType || strings.Contains(got.body, "secret") {
+						t.Errorf("%s: got %d %q of type %q, want %d of type %q", chain.name, got.status, got.body, ct, status, contentType)
+					}
+					if lines := logs.find("stream failed"); len(lines) != 1 || lines[0]["level"] != "ERROR" || lines[0]["method"] != "GET" || lines[0]["path"] != "/" {
+						t.Errorf("%s: logged %v, want the error", chain.name, lines)
+					}
+				}
+			})
+		})
+	}
+
+	for name, h := range map[string]http.Handler{
+		"JSONHandler": items(func(yield func(any, error) bool) {
+			for yield(strings.Repeat("x", 20<<10), nil) {
+				time.Sleep(time.Second)
+			}
+		}),
+		"SSEHandler": conduit.SSEHandler(func(s *conduit.SSEStream, r *http.Request) error {
+			<-r.Context().Done()
+			return s.WriteSSE(&conduit.SSEEvent{Data: "x"})
+		}),
+		"SSEBroker": sseBroker,
+	} {
+		for _, started := range []bool{true, false} {
+			t.Run(fmt.Sprint(name, " of a client that has disconnected, started=", started), func(t *testing.T) {
+				eachBubble(t, func(t *testing.T, p protocol) {
+					var logs logBuffer
+					_, client, url := streamBubble(t, p, conduit.Config{Logger: logs.logger(), Handler: conduit.Logging()(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+						if !started {
+							<-r.Context().Done()
+						}
+						h.ServeHTTP(w, r)
+					}))})
+					ctx, cancel := context.WithCancel(context.Background())
+					time.AfterFunc(time.Second, cancel)
+					req, _ := http.NewRequestWithContext(ctx, "GET", url, nil)
+					if res, err := client.Do(req); err == nil {
+						io.Copy(io.Discard, res.Body)
+						res.Body.Close()
+					}
+					time.Sleep(2 * time.Second)
+					synctest.Wait()
+					lines := logs.find("request")
+					if len(lines) != 1 || lines[0]["level"] != "INFO" || lines[0]["aborted"] != true || !started && lines[0]["status"] != 0.0 {
+						t.Errorf("logged %v, want an aborted response, at level info", lines)
+					}
+					if lines := logs.find("stream failed"); len(lines) != 1 || lines[0]["level"] != "DEBUG" {
+						t.Errorf("logged %v, want one line at level debug", lines)
 					}
 				})
 			})
@@ -8029,125 +7985,69 @@ func TestJSONIsNotCutByADrain(t *testing.T) {
 	}
 }
 
-func TestStreamHandlersRefuseNil(t *testing.T) {
-	for name, make := range map[string]func(){
-		"JSONHandler": func() { conduit.JSONHandler[int](nil) },
-		"SSEHandler":  func() { conduit.SSEHandler(nil) },
-	} {
-		func() {
-			defer func() {
-				if value := recover(); !strings.Contains(fmt.Sprint(value), name) {
-					t.Errorf("%s(nil) panicked with %v, want its name", name, value)
+// When the client disconnects, everything that works for it ends.
+func TestStreamLeavesNoGoroutineBehind(t *testing.T) {
+	text := strings.Repeat("x", 1000)
+	for name, serve := range map[string]func(w http.ResponseWriter, r *http.Request, busy bool) error{
+		"StreamJSON": func(w http.ResponseWriter, r *http.Request, busy bool) error {
+			cleaned := false
+			err := conduit.StreamJSON(w, r, func(yield func(string, error) bool) {
+				defer func() { cleaned = true }()
+				for yield(text, nil) {
+					if !busy {
+						time.Sleep(time.Second)
+					}
 				}
-			}()
-			make()
-		}()
-	}
-}
-
-// The text of an error is for the log.
-func TestJSONHandlerKeepsErrorsToItself(t *testing.T) {
-	eachProtocol(t, func(t *testing.T, p protocol) {
-		for _, chain := range streamChains {
-			for name, items := range map[string]iter.Seq2[any, error]{
-				"iterator":    streamSeq[any](errors.New("secret")),
-				"unencodable": streamSeq[any](nil, map[string]any{"secret": streamStuck}),
-				"nil":         nil,
-			} {
-				var logs logBuffer
-				h := conduit.Chain(conduit.Logging(), chain.mw)(conduit.JSONHandler(func(*http.Request) iter.Seq2[any, error] { return items }))
-				got := get(t, p.client(t), streamServe(t, p, conduit.Config{Handler: h, Logger: logs.logger()}))
-				if got.status != 500 || strings.Contains(got.body, "secret") || !strings.HasPrefix(got.header.Get("Content-Type"), "text/plain") {
-					t.Errorf("%s, %s: got %d %q of type %q, want a plain 500", chain.name, name, got.status, got.body, got.header.Get("Content-Type"))
-				}
-				logs.request(t)
-				if logged := logs.find("stream failed"); len(logged) != 1 || logged[0]["level"] != "ERROR" || name == "iterator" && !strings.Contains(logs.String(), "secret") {
-					t.Errorf("%s, %s: logged %s, want the error", chain.name, name, logs.String())
-				}
+			})
+			if !cleaned {
+				t.Error("the iterator was not cleaned up")
 			}
-		}
-	})
-}
-
-// When the client goes, so does everything that works for it.
-func TestJSONLeaksNoProducer(t *testing.T) {
-	for _, p := range []protocol{http1Protocol, tlsProtocol, h2cProtocol} {
+			return err
+		},
+		"WriteJSONArray": func(w http.ResponseWriter, r *http.Request, busy bool) error {
+			s, err := conduit.NewJSONStream(w, r)
+			if err != nil {
+				return err
+			}
+			return s.WriteJSONArray(streamProducer[any](r, busy, text))
+		},
+		"Receive": func(w http.ResponseWriter, r *http.Request, busy bool) error {
+			return conduit.StreamJSON(w, r, conduit.Receive(r.Context(), streamProducer(r, busy, text)))
+		},
+		"Serve": func(w http.ResponseWriter, r *http.Request, busy bool) error {
+			s, err := conduit.NewSSEStream(w, r)
+			if err != nil {
+				return err
+			}
+			return s.Serve(streamProducer(r, busy, &conduit.SSEEvent{Data: text}))
+		},
+	} {
 		for _, busy := range []bool{false, true} {
-			t.Run(fmt.Sprint(p.name, "/busy=", busy), func(t *testing.T) {
-				synctest.Test(t, func(t *testing.T) { // which panics if a goroutine is left
-					cleaned := make(chan bool, 1)
+			t.Run(fmt.Sprint(name, "/busy=", busy), func(t *testing.T) {
+				eachBubble(t, func(t *testing.T, p protocol) { // which panics if a goroutine is left
 					ended := make(chan error, 1)
-					_, client, url := streamBubble(t, p, conduit.Config{Handler: conduit.JSONHandler(func(r *http.Request) iter.Seq2[string, error] {
-						return func(yield func(string, error) bool) {
-							defer func() { cleaned <- true }()
-							for {
-								if !yield(strings.Repeat("x", 1000), nil) {
-									ended <- nil
-									return
-								}
-								if !busy {
-									time.Sleep(time.Second)
-								}
-							}
-						}
-					})})
+					h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { ended <- serve(w, r, busy) })
+					_, client, url := streamBubble(t, p, conduit.Config{Handler: conduit.Timeout(time.Minute)(h)})
 					res, cancel := streamOpen(t, client, url)
 					io.ReadFull(res.Body, make([]byte, 500))
 					cancel()
-					<-ended
-					if !<-cleaned {
-						t.Error("the iterator was not cleaned up")
+					if err := <-ended; !errors.Is(err, context.Canceled) {
+						t.Errorf("got %v after the client has disconnected, want it to wrap context.Canceled", err)
 					}
 				})
 			})
-			for name, serve := range map[string]func(w http.ResponseWriter, r *http.Request) error{
-				"WriteJSONArray": func(w http.ResponseWriter, r *http.Request) error {
-					s, err := conduit.NewJSONStream(w, r)
-					if err != nil {
-						return err
-					}
-					return s.WriteJSONArray(streamProducer[any](r, busy, func(i int) any { return strings.Repeat("x", 1000) }))
-				},
-				"Receive": func(w http.ResponseWriter, r *http.Request) error {
-					return conduit.StreamJSON(w, r, conduit.Receive(r.Context(), streamProducer(r, busy, func(i int) string { return strings.Repeat("x", 1000) })))
-				},
-				"Serve": func(w http.ResponseWriter, r *http.Request) error {
-					s, err := conduit.NewSSEStream(w, r)
-					if err != nil {
-						return err
-					}
-					return s.Serve(streamProducer(r, busy, func(i int) *conduit.SSEEvent { return &conduit.SSEEvent{Data: strings.Repeat("x", 1000)} }))
-				},
-			} {
-				t.Run(fmt.Sprint(p.name, "/", name, "/busy=", busy), func(t *testing.T) {
-					synctest.Test(t, func(t *testing.T) {
-						ended := make(chan error, 1)
-						_, client, url := streamBubble(t, p, conduit.Config{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { ended <- serve(w, r) })})
-						res, cancel := streamOpen(t, client, url)
-						io.ReadFull(res.Body, make([]byte, 500))
-						cancel()
-						if err := <-ended; err == nil {
-							t.Error("got nil after the client has gone, want an error")
-						}
-					})
-				})
-			}
 		}
 	}
 }
 
 // streamProducer sends until the request ends: after a few without a pause, if
 // not busy.
-func streamProducer[T any](r *http.Request, busy bool, item func(i int) T) <-chan T {
+func streamProducer[T any](r *http.Request, busy bool, item T) <-chan T {
 	ch := make(chan T)
 	go func() {
-		for i := 0; ; i++ {
-			if !busy && i > 3 {
-				<-r.Context().Done()
-				return
-			}
+		for i := 0; busy || i < 4; i++ {
 			select {
-			case ch <- item(i):
+			case ch <- item:
 			case <-r.Context().Done():
 				return
 			}
@@ -8157,32 +8057,52 @@ func streamProducer[T any](r *http.Request, busy bool, item func(i int) T) <-cha
 }
 
 func TestReceive(t *testing.T) {
-	ch := make(chan int, 3)
-	ch <- 1
-	ch <- 2
-	close(ch)
-	var got []int
-	for v, err := range conduit.Receive(t.Context(), ch) {
-		if err != nil {
-			t.Error(err)
+	ready := make(chan int, 3)
+	ready <- 1
+	ready <- 2
+	close(ready)
+	cause := errors.New("cause")
+	ended, cancel := context.WithCancelCause(t.Context())
+	cancel(cause)
+	for _, test := range []struct {
+		name string
+		ctx  context.Context
+		ch   chan int
+		want string
+	}{
+		{"closed", t.Context(), ready, "[1 <nil> 2 <nil>]"},
+		{"open, and ctx has ended", ended, make(chan int), "[0 cause]"},
+		{"nil", t.Context(), nil, "[0 conduit: Receive: the channel is nil]"},
+	} {
+		got := []any{}
+		for v, err := range conduit.Receive(test.ctx, test.ch) {
+			got = append(got, v, err)
 		}
-		got = append(got, v)
+		if fmt.Sprint(got) != test.want {
+			t.Errorf("%s: got %v, want %s", test.name, got, test.want)
+		}
 	}
-	if !slices.Equal(got, []int{1, 2}) {
-		t.Errorf("got %v, want 1 and 2", got)
-	}
+}
 
-	for name, ch := range map[string]chan int{"open": make(chan int), "nil": nil} {
-		cause := errors.New("cause")
-		ctx, cancel := context.WithCancelCause(t.Context())
-		cancel(cause)
-		var errs []error
-		for _, err := range conduit.Receive(ctx, ch) {
-			errs = append(errs, err)
-		}
-		if len(errs) != 1 || errs[0] == nil || ch != nil && !errors.Is(errs[0], cause) {
-			t.Errorf("%s channel, cancelled: got %v, want one error", name, errs)
-		}
+// A programmer's mistake is named where it is made.
+func TestStreamMistakesAreNamed(t *testing.T) {
+	for name, mistake := range map[string]func(){
+		"JSONHandler":   func() { conduit.JSONHandler[int](nil) },
+		"SSEHandler":    func() { conduit.SSEHandler(nil) },
+		"MaxClients":    func() { conduit.NewSSEBroker(&conduit.SSEBrokerConfig{MaxClients: -1}) },
+		"Queue":         func() { conduit.NewSSEBroker(&conduit.SSEBrokerConfig{Queue: -1}) },
+		"NewTextStream": func() { new(conduit.Stream).Write(nil) },
+		"NewJSONStream": func() { new(conduit.JSONStream).Close() },
+		"NewSSEStream":  func() { new(conduit.SSEStream).WriteSSE(&conduit.SSEEvent{}) },
+	} {
+		func() {
+			defer func() {
+				if value := recover(); !strings.Contains(fmt.Sprint(value), name) {
+					t.Errorf("%s: the panic is %v, want the name", name, value)
+				}
+			}()
+			mistake()
+		}()
 	}
 }
 
@@ -8192,7 +8112,7 @@ func TestReceive(t *testing.T) {
 // (https://html.spec.whatwg.org/multipage/server-sent-events.html).
 type sseReader struct {
 	in       *bufio.Reader
-	begun    bool
+	started  bool
 	cr       bool   // the last line ended with CR, and a LF would belong to it
 	id       string // the last event id buffer
 	comments []string
@@ -8204,12 +8124,6 @@ type sseReader struct {
 type sseEvent struct{ id, event, data string }
 
 func newSSEReader(in io.Reader) *sseReader { return &sseReader{in: bufio.NewReader(in)} }
-
-// sseParse reads a whole stream.
-func sseParse(text string) ([]sseEvent, error) {
-	_, events, err := sseReadAll(strings.NewReader(text))
-	return events, err
-}
 
 func sseReadAll(in io.Reader) (*sseReader, []sseEvent, error) {
 	s := newSSEReader(in)
@@ -8245,8 +8159,8 @@ func (s *sseReader) line() (string, error) {
 		line = append(line, c)
 	}
 	text := string(line)
-	if !s.begun {
-		s.begun = true
+	if !s.started {
+		s.started = true
 		text = strings.TrimPrefix(text, "\ufeff")
 	}
 	s.lines = append(s.lines, text)
@@ -8267,10 +8181,7 @@ func (s *sseReader) next() (sseEvent, error) {
 				event = ""
 				continue
 			}
-			if event == "" {
-				event = "message"
-			}
-			return sseEvent{s.id, event, strings.TrimSuffix(data, "\n")}, nil
+			return sseEvent{s.id, cmp.Or(event, "message"), strings.TrimSuffix(data, "\n")}, nil
 		}
 		field, value, _ := strings.Cut(line, ":")
 		value = strings.TrimPrefix(value, " ")
@@ -8293,316 +8204,185 @@ func (s *sseReader) next() (sseEvent, error) {
 	}
 }
 
-func TestSSEReader(t *testing.T) {
-	tests := []struct {
-		text    string
-		events  []sseEvent
-		retries []string
-	}{
-		{"", nil, nil},
-		{"data: a\n\n", []sseEvent{{"", "message", "a"}}, nil},
-		{"data: a\r\rdata: b\r\n\r\ndata: c\n\n", []sseEvent{{"", "message", "a"}, {"", "message", "b"}, {"", "message", "c"}}, nil},
-		{"data: a\rdata: b\r\ndata\n\n", []sseEvent{{"", "message", "a\nb\n"}}, nil},
-		{"\ufeffdata: a\n\n\ufeffdata: b\n\n", []sseEvent{{"", "message", "a"}}, nil},
-		{"data:a\n\ndata:  a\n\ndata:\ta\n\n", []sseEvent{{"", "message", "a"}, {"", "message", " a"}, {"", "message", "\ta"}}, nil},
-		{"data\n\ndata:\n\n", []sseEvent{{"", "message", ""}, {"", "message", ""}}, nil},
-		{": comment\nevent: x\nid: 1\n\ndata: a\n\n", []sseEvent{{"1", "message", "a"}}, nil},
-		{"id: 1\ndata: a\n\nid: 2\x00\ndata: b\n\nid\ndata: c\n\n", []sseEvent{{"1", "message", "a"}, {"1", "message", "b"}, {"", "message", "c"}}, nil},
-		{"retry: 10\nretry: 1x\nretry: -1\nretry: 1.5\n\n", nil, []string{"10"}},
-		{"data: a\n\ndata: b\n", []sseEvent{{"", "message", "a"}}, nil},
-		{"data: a\n\ndata: b", []sseEvent{{"", "message", "a"}}, nil},
-		{" data: a\nDATA: b\ndata : c\nother: d\n\n", nil, nil},
-		{"event: x\ndata: a:b\n\n", []sseEvent{{"", "x", "a:b"}}, nil},
-	}
-	for _, test := range tests {
-		s, events, err := sseReadAll(strings.NewReader(test.text))
-		if err != nil || !slices.Equal(events, test.events) || !slices.Equal(s.retries, test.retries) {
-			t.Errorf("%q is %q, retries %q, %v; want %q, %q", test.text, events, s.retries, err, test.events, test.retries)
-		}
-	}
-}
-
-// sseServe serves one event stream over HTTP/1 and returns what came.
-func sseServe(t *testing.T, serve func(s *conduit.SSEStream, r *http.Request)) reply {
+// sseWritten returns what write sends, the header aside.
+func sseWritten(t *testing.T, write func(s *conduit.SSEStream)) string {
 	t.Helper()
-	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		s, err := conduit.NewSSEStream(w, r)
-		if err != nil {
-			t.Error(err)
-			return
-		}
-		serve(s, r)
-	}))
-	defer srv.Close()
-	return get(t, srv.Client(), srv.URL)
+	rec := httptest.NewRecorder()
+	s, err := conduit.NewSSEStream(rec, httptest.NewRequest("GET", "/", nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(s)
+	return rec.Body.String()
 }
 
 func TestSSEFormat(t *testing.T) {
-	tests := []struct {
-		event  conduit.SSEEvent
-		want   []sseEvent
-		retry  string
-		fields int // lines, if that is a promise
+	for _, test := range []struct {
+		event conduit.SSEEvent
+		want  string
 	}{
-		{conduit.SSEEvent{Data: "text"}, []sseEvent{{"", "message", "text"}}, "", 1},
-		{conduit.SSEEvent{}, []sseEvent{{"", "message", ""}}, "", 1},
-		{conduit.SSEEvent{ID: "1"}, []sseEvent{{"1", "message", ""}}, "", 2},
-		{conduit.SSEEvent{Event: "ping"}, []sseEvent{{"", "ping", ""}}, "", 2},
-		{conduit.SSEEvent{ID: "7", Event: "tick", Data: "{}", Retry: 2500 * time.Millisecond}, []sseEvent{{"7", "tick", "{}"}}, "2500", 4},
-		{conduit.SSEEvent{Retry: 3 * time.Second}, nil, "3000", 1},
-		{conduit.SSEEvent{Data: "x", Retry: time.Millisecond}, []sseEvent{{"", "message", "x"}}, "1", 2},
-		{conduit.SSEEvent{Data: "a\nb"}, []sseEvent{{"", "message", "a\nb"}}, "", 2},
-		{conduit.SSEEvent{Data: "a\rb\r\nc"}, []sseEvent{{"", "message", "a\nb\nc"}}, "", 3},
-		{conduit.SSEEvent{Data: "\n"}, []sseEvent{{"", "message", "\n"}}, "", 2},
-		{conduit.SSEEvent{Data: "a\n"}, []sseEvent{{"", "message", "a\n"}}, "", 2},
-		{conduit.SSEEvent{Data: "a\r"}, []sseEvent{{"", "message", "a\n"}}, "", 2},
-		{conduit.SSEEvent{Data: "a\n\r"}, []sseEvent{{"", "message", "a\n\n"}}, "", 3},
-		{conduit.SSEEvent{Data: "\n\ndata: injected\n\n"}, []sseEvent{{"", "message", "\n\ndata: injected\n\n"}}, "", 5},
-		{conduit.SSEEvent{Data: " leading"}, []sseEvent{{"", "message", " leading"}}, "", 1},
-		{conduit.SSEEvent{Data: ": not a comment"}, []sseEvent{{"", "message", ": not a comment"}}, "", 1},
-		{conduit.SSEEvent{Data: "\ufeffbom"}, []sseEvent{{"", "message", "\ufeffbom"}}, "", 1},
-		{conduit.SSEEvent{Data: "nul \x00 and ünïcödé \u2028"}, []sseEvent{{"", "message", "nul \x00 and ünïcödé \u2028"}}, "", 1},
-		{conduit.SSEEvent{ID: " 1 ", Event: " e: "}, []sseEvent{{" 1 ", " e: ", ""}}, "", 3},
-	}
-	for _, test := range tests {
-		got := sseServe(t, func(s *conduit.SSEStream, r *http.Request) {
+		{conduit.SSEEvent{Data: "text"}, "data: text\n\n"},
+		{conduit.SSEEvent{}, "data:\n\n"},
+		{conduit.SSEEvent{ID: "1"}, "id: 1\ndata:\n\n"},
+		{conduit.SSEEvent{Event: "ping"}, "event: ping\ndata:\n\n"},
+		{conduit.SSEEvent{ID: "7", Event: "tick", Data: "{}", Retry: 2500 * time.Millisecond}, "id: 7\nevent: tick\nretry: 2500\ndata: {}\n\n"},
+		{conduit.SSEEvent{Retry: 3 * time.Second}, "retry: 3000\n\n"},
+		{conduit.SSEEvent{Retry: time.Microsecond}, "retry: 1\n\n"},
+		{conduit.SSEEvent{Data: "x", Retry: time.Millisecond}, "retry: 1\ndata: x\n\n"},
+		{conduit.SSEEvent{Data: "a\rb\r\nc\nd"}, "data: a\ndata: b\ndata: c\ndata: d\n\n"},
+		{conduit.SSEEvent{Data: "\n"}, "data:\ndata:\n\n"},
+		{conduit.SSEEvent{Data: "a\r"}, "data: a\ndata:\n\n"},
+		{conduit.SSEEvent{Data: "a\n\r"}, "data: a\ndata:\ndata:\n\n"},
+		{conduit.SSEEvent{Data: "\n\ndata: injected\n\n"}, "data:\ndata:\ndata: data: injected\ndata:\ndata:\n\n"},
+		{conduit.SSEEvent{Data: " leading"}, "data:  leading\n\n"},
+		{conduit.SSEEvent{Data: ": not a comment"}, "data: : not a comment\n\n"},
+		{conduit.SSEEvent{Data: "\ufeffnul \x00 and ünïcödé \u2028"}, "data: \ufeffnul \x00 and ünïcödé \u2028\n\n"},
+		{conduit.SSEEvent{ID: " 1 ", Event: " ü: "}, "id:  1 \nevent:  ü: \ndata:\n\n"},
+		{conduit.SSEEvent{ID: strings.Repeat("~", 256)}, "id: " + strings.Repeat("~", 256) + "\ndata:\n\n"},
+	} {
+		got := sseWritten(t, func(s *conduit.SSEStream) {
 			event := test.event
-			if err := s.WriteSSE(&event); err != nil {
-				t.Errorf("%+v: %v", test.event, err)
-			}
-			if event != test.event {
-				t.Errorf("%+v became %+v", test.event, event)
+			if err := s.WriteSSE(&event); err != nil || event != test.event {
+				t.Errorf("%+v: %v, and it is %+v then", test.event, err, event)
 			}
 		})
-		s, events, err := sseReadAll(strings.NewReader(got.body))
-		var retries []string
-		if test.retry != "" {
-			retries = []string{test.retry}
-		}
-		if err != nil || !slices.Equal(events, test.want) || !slices.Equal(s.retries, retries) {
-			t.Errorf("%+v was sent as %q, which is %q, retries %q, %v; want %q, %q", test.event, got.body, events, s.retries, err, test.want, retries)
-		}
-		if fields := slices.DeleteFunc(s.lines, func(line string) bool { return line == "" }); len(fields) != test.fields || !strings.HasSuffix(got.body, "\n\n") {
-			t.Errorf("%+v was sent as %q, want %d lines and an empty one", test.event, got.body, test.fields)
+		if got != test.want {
+			t.Errorf("%+v was sent as %q, want %q", test.event, got, test.want)
 		}
 	}
 }
 
-// What cannot be said in the format is refused, by name, and leaves no trace.
-var sseRefused = []struct {
-	event *conduit.SSEEvent
-	name  string // in the error
-}{
-	{nil, "nil"},
-	{&conduit.SSEEvent{ID: "a\nb", Data: "x"}, "id"},
-	{&conduit.SSEEvent{ID: "a\r", Data: "x"}, "id"},
-	{&conduit.SSEEvent{ID: "a\x00b", Data: "x"}, "id"},
-	{&conduit.SSEEvent{ID: "\n"}, "id"},
-	{&conduit.SSEEvent{Event: "a\nb", Data: "x"}, "event"},
-	{&conduit.SSEEvent{Event: "a\rdata: x", Data: "x"}, "event"},
-	{&conduit.SSEEvent{Data: "x", Retry: -time.Second}, "retry"},
-	{&conduit.SSEEvent{Retry: -1}, "retry"},
-}
-
+// What cannot be said in the format, or cannot come back as Last-Event-ID, is
+// refused, by name, and leaves no trace.
 func TestSSERefusesFields(t *testing.T) {
-	got := sseServe(t, func(s *conduit.SSEStream, r *http.Request) {
-		for _, test := range sseRefused {
-			err := s.WriteSSE(test.event)
-			if err == nil || !strings.HasPrefix(err.Error(), "conduit: ") || !strings.Contains(strings.ToLower(err.Error()), test.name) {
-				t.Errorf("%+v: %v, want an error that names %s", test.event, err, test.name)
+	b := conduit.NewSSEBroker(nil)
+	for _, test := range []struct {
+		event *conduit.SSEEvent
+		name  string // in the error
+	}{
+		{nil, "nil"},
+		{&conduit.SSEEvent{ID: "a\nb", Data: "x"}, "ID"},
+		{&conduit.SSEEvent{ID: "a\r"}, "ID"},
+		{&conduit.SSEEvent{ID: "a\x00b"}, "ID"},
+		{&conduit.SSEEvent{ID: "\t"}, "ID"},
+		{&conduit.SSEEvent{ID: "\x7f"}, "ID"},
+		{&conduit.SSEEvent{ID: "日本-1"}, "ID"},
+		{&conduit.SSEEvent{ID: "\xff"}, "ID"},
+		{&conduit.SSEEvent{ID: strings.Repeat("x", 257)}, "ID"},
+		{&conduit.SSEEvent{Event: "a\nb", Data: "x"}, "Event"},
+		{&conduit.SSEEvent{Event: "a\rdata: x", Data: "x"}, "Event"},
+		{&conduit.SSEEvent{Data: "x", Retry: -time.Second}, "Retry"},
+		{&conduit.SSEEvent{Retry: -1}, "Retry"},
+	} {
+		check := func(what string, err error) {
+			if err == nil || !strings.HasPrefix(err.Error(), "conduit: ") || !strings.Contains(err.Error(), test.name) {
+				t.Errorf("%s %+v: %v, want an error that names %s", what, test.event, err, test.name)
 			}
 		}
-		if err := s.WriteSSE(&conduit.SSEEvent{Data: "usable"}); err != nil {
-			t.Error(err)
-		}
-	})
-	if events, err := sseParse(got.body); err != nil || len(events) != 1 || events[0] != (sseEvent{"", "message", "usable"}) {
-		t.Errorf("the stream was %q, want one event", got.body)
-	}
-
-	for _, test := range sseRefused {
-		serveErr := make(chan error, 1)
-		got := sseServe(t, func(s *conduit.SSEStream, r *http.Request) {
-			events := make(chan *conduit.SSEEvent, 1)
+		got := sseWritten(t, func(s *conduit.SSEStream) {
+			check("WriteSSE", s.WriteSSE(test.event))
+			events := make(chan *conduit.SSEEvent, 3)
+			events <- &conduit.SSEEvent{Data: "before"}
 			events <- test.event
-			close(events)
-			serveErr <- s.Serve(events)
+			events <- &conduit.SSEEvent{Data: "after"}
+			check("Serve", s.Serve(events))
+			if len(events) != 1 {
+				t.Errorf("%d events are left, want the one that came after", len(events))
+			}
+			if err := s.WriteSSE(&conduit.SSEEvent{Data: "usable"}); err != nil {
+				t.Error(err)
+			}
 		})
-		if err := <-serveErr; err == nil {
-			t.Errorf("Serve of %+v returned nil", test.event)
+		if got != "data: before\n\ndata: usable\n\n" {
+			t.Errorf("%+v: the stream was %q", test.event, got)
 		}
-		if events, _ := sseParse(got.body); len(events) != 0 {
-			t.Errorf("Serve of %+v sent %q", test.event, got.body)
-		}
+		check("Publish", b.Publish(test.event))
 	}
 
-	b := conduit.NewSSEBroker(nil)
-	for _, test := range sseRefused {
-		err := b.Publish(test.event)
-		if err == nil || !strings.Contains(strings.ToLower(err.Error()), test.name) {
-			t.Errorf("Publish(%+v) = %v, want an error that names %s", test.event, err, test.name)
+	if got := sseWritten(t, func(s *conduit.SSEStream) {
+		if err := s.Serve(nil); err == nil || !strings.Contains(err.Error(), "channel is nil") {
+			t.Errorf("Serve(nil) = %v, want an error", err)
 		}
-	}
-	if err := b.Close(); err != nil {
-		t.Error(err)
-	}
-}
-
-func TestSSEServeRefusesANilChannel(t *testing.T) {
-	got := sseServe(t, func(s *conduit.SSEStream, r *http.Request) {
-		if err := s.Serve(nil); err == nil {
-			t.Error("Serve(nil) = nil, want an error")
-		}
-	})
-	if events, _ := sseParse(got.body); len(events) != 0 {
-		t.Errorf("got %q", got.body)
+	}); got != "" {
+		t.Errorf("Serve(nil) sent %q", got)
 	}
 }
 
 // A comment cannot become anything else.
 func TestSSEComment(t *testing.T) {
-	for _, text := range []string{"", "alive", "a\nb", "a\r\ndata: injected\r\n\r\n", "\n\ndata: injected\n\n", "data: x"} {
-		got := sseServe(t, func(s *conduit.SSEStream, r *http.Request) {
-			if err := s.Comment(text); err != nil && !strings.ContainsAny(text, "\r\n") {
+	for text, want := range map[string]string{
+		"":                                ":\n\n",
+		"alive":                           ": alive\n\n",
+		"a\nb":                            ": a\n: b\n\n",
+		"a\r\ndata: injected\r\n\r\n":     ": a\n: data: injected\n:\n:\n\n",
+		"\n\rretry: 10\n\ndata: injected": ":\n:\n: retry: 10\n:\n: data: injected\n\n",
+	} {
+		got := sseWritten(t, func(s *conduit.SSEStream) {
+			if err := s.Comment(text); err != nil {
 				t.Errorf("%q: %v", text, err)
 			}
-			if err := s.WriteSSE(&conduit.SSEEvent{Data: "next"}); err != nil {
-				t.Error(err)
-			}
 		})
-		s, events, _ := sseReadAll(strings.NewReader(got.body))
-		if len(events) != 1 || events[0].data != "next" || len(s.retries) > 0 {
-			t.Errorf("%q was sent as %q", text, got.body)
-		}
-		if !strings.ContainsAny(text, "\r\n") && !slices.Equal(s.comments, []string{text}) {
-			t.Errorf("%q came as comments %q", text, s.comments)
+		if got != want {
+			t.Errorf("%q was sent as %q, want %q", text, got, want)
 		}
 	}
 }
 
-// The header is there before there is any event, and a client may come back
-// with the id of the last one.
+// The header is there before there is any event, and a client may come back with
+// the ID of the last one, in the query if it cannot set a field.
 func TestSSEHeaderGoesOutAtOnce(t *testing.T) {
-	eachProtocol(t, func(t *testing.T, p protocol) {
+	eachBubble(t, func(t *testing.T, p protocol) {
 		for _, chain := range streamChains {
-			t.Run(chain.name, func(t *testing.T) {
+			for _, test := range []struct{ query, field, want string }{
+				{"", "", ""},
+				{"", "42", "42"},
+				{"?lastEventId=4%202&x=y", "", "4 2"},
+				{"?lastEventId=old", "new", "new"},
+			} {
 				answered := make(chan struct{})
-				url := streamServe(t, p, conduit.Config{Handler: chain.mw(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-					w.Header().Set("Content-Type", "text/event-stream; charset=utf-8")
-					s, err := conduit.NewSSEStream(w, r)
-					if err != nil {
-						t.Error(err)
-						return
-					}
-					if id := s.LastEventID(); id != "42-ü" {
-						t.Errorf("LastEventID = %q, want 42-ü", id)
+				_, client, url := streamBubble(t, p, conduit.Config{Handler: chain.mw(streamHandler(t, conduit.NewSSEStream, func(s *conduit.SSEStream) error {
+					if id := s.LastEventID(); id != test.want {
+						t.Errorf("%+v: LastEventID = %q", test, id)
 					}
 					<-answered
+					return nil
 				}))})
-				res, _ := streamOpen(t, p.client(t), url, "Last-Event-ID", "42-ü", "Accept-Encoding", "gzip, br")
+				header := []string{"Accept-Encoding", "gzip, br"}
+				if test.field != "" {
+					header = append(header, "Last-Event-ID", test.field)
+				}
+				res, _ := streamOpen(t, client, url+test.query, header...)
 				close(answered)
-				h := res.Header
-				if h.Get("Content-Encoding") != "" || h.Get("Content-Type") != "text/event-stream; charset=utf-8" || h.Get("Cache-Control") != "no-cache, no-transform" {
-					t.Errorf("header %v, want an event stream that nobody codes or transforms", h)
+				if h := res.Header; h.Get("Content-Encoding") != "" || h.Get("Content-Type") != "text/event-stream" {
+					t.Errorf("%s: header %v, want an event stream that nobody compresses", chain.name, h)
 				}
 				if body, err := io.ReadAll(res.Body); len(body) != 0 || err != nil {
-					t.Errorf("body %q, %v", body, err)
+					t.Errorf("%s: body %q, %v", chain.name, body, err)
 				}
-			})
+			}
 		}
 	})
 }
 
-// Whatever is ready goes out together.
-func TestSSEServeCoalesces(t *testing.T) {
+func TestSSEHeaderIsUnderADeadline(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		const n = 1000
-		metered, counts := streamMetered()
-		_, client, url := streamBubble(t, http1Protocol, conduit.Config{Handler: metered(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			events := make(chan *conduit.SSEEvent, 16)
-			go func() {
-				defer close(events)
-				for i := range n {
-					events <- &conduit.SSEEvent{ID: strconv.Itoa(i), Data: "some data of an event"}
-				}
-			}()
-			s, err := conduit.NewSSEStream(w, r)
-			if err == nil {
-				err = s.Serve(events)
-			}
-			if err != nil {
-				t.Error(err)
-			}
-		}))})
-		got := get(t, client, url)
-		events, err := sseParse(got.body)
-		if err != nil || len(events) != n || events[n-1].id != strconv.Itoa(n-1) {
-			t.Errorf("%d events, %v, want %d", len(events), err, n)
-		}
-		if _, flushes := counts(); len(flushes) > len(got.body)>>14+6 {
-			t.Errorf("%d flushes for %d events of %d bytes, want one for 16 KB", len(flushes), n, len(got.body))
+		l := newPipeListener()
+		opened := make(chan error, 1)
+		serveBubble(t, newServer(t, &conduit.Config{WriteTimeout: -1, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			_, err := conduit.NewSSEStream(w, r)
+			opened <- err
+		})}), l)
+		c := l.dial()
+		defer c.Close()
+		fmt.Fprint(c, "GET / HTTP/1.1\r\nHost: conduit.test\r\n\r\n")
+		start := time.Now()
+		if err := <-opened; err == nil || time.Since(start) != 15*time.Second {
+			t.Errorf("NewSSEStream = %v after %v, want an error after 15s", err, time.Since(start))
 		}
 	})
 }
 
-// Events that come bit by bit are each delivered in time.
-func TestSSEServeDeliversInTime(t *testing.T) {
-	for _, test := range []struct {
-		name    string
-		pauses  []time.Duration
-		flushes int
-		late    time.Duration
-	}{
-		{"idle", streamRepeat(time.Second, 10), 15, 0},
-		{"slow", streamRepeat(50*time.Millisecond, 20), 25, 0},
-		{"steady", streamRepeat(5*time.Millisecond, 200), 205, 20 * time.Millisecond},
-		{"busy", streamRepeat(100*time.Microsecond, 5000), 550, 20 * time.Millisecond},
-		{"bursts", slices.Repeat(append(streamRepeat(0, 49), 100*time.Millisecond), 10), 40, 20 * time.Millisecond},
-	} {
-		t.Run(test.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				start := time.Now()
-				metered, counts := streamMetered()
-				_, client, url := streamBubble(t, http1Protocol, conduit.Config{Handler: metered(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-					events := make(chan *conduit.SSEEvent)
-					go func() {
-						defer close(events)
-						for _, pause := range test.pauses {
-							time.Sleep(pause)
-							events <- &conduit.SSEEvent{Data: strings.TrimSuffix(streamStamp(start), "!")}
-						}
-						time.Sleep(time.Second)
-					}()
-					s, err := conduit.NewSSEStream(w, r)
-					if err == nil {
-						err = s.Serve(events)
-					}
-					if err != nil {
-						t.Error(err)
-					}
-				}))})
-				res, _ := streamOpen(t, client, url)
-				var n int
-				var worst time.Duration
-				for in := newSSEReader(res.Body); ; n++ {
-					e, err := in.next()
-					if err != nil {
-						break
-					}
-					micros, _ := strconv.Atoi(e.data)
-					worst = max(worst, time.Since(start)-time.Duration(micros)*time.Microsecond)
-				}
-				_, flushes := counts()
-				if n != len(test.pauses) || worst > test.late || len(flushes) > test.flushes {
-					t.Errorf("%d events of %d, up to %v late with %d flushes; want %v and %d", n, len(test.pauses), worst, len(flushes), test.late, test.flushes)
-				}
-			})
-		})
-	}
-}
-
-// Formatting an event costs no more than one allocation.
-func TestSSEWritesHardlyAllocate(t *testing.T) {
+func TestSSEWritesDoNotAllocate(t *testing.T) {
 	w := &streamBenchWriter{header: make(http.Header)}
 	s, err := conduit.NewSSEStream(w, httptest.NewRequest("GET", "/", nil))
 	if err != nil {
@@ -8617,76 +8397,108 @@ func TestSSEWritesHardlyAllocate(t *testing.T) {
 			}
 		}))
 	}
-	if best > 1 {
-		t.Errorf("%v allocations for an event, want at most 1", best)
+	if best > 0 {
+		t.Errorf("%v allocations for an event, want none", best)
 	}
 }
 
 // A comment comes 15 seconds after whatever was written last.
 func TestSSEHeartbeats(t *testing.T) {
-	broker := func() *conduit.SSEBroker { return conduit.NewSSEBroker(nil) }
-	for _, test := range []struct {
-		name  string
-		serve func(b *conduit.SSEBroker, events chan *conduit.SSEEvent) http.Handler
-	}{
-		{"Serve", func(b *conduit.SSEBroker, events chan *conduit.SSEEvent) http.Handler {
-			return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				if s, err := conduit.NewSSEStream(w, r); err == nil {
-					s.Serve(events)
-				}
-			})
-		}},
-		{"SSEHandler", func(b *conduit.SSEBroker, events chan *conduit.SSEEvent) http.Handler {
-			return conduit.SSEHandler(func(s *conduit.SSEStream, r *http.Request) error {
+	for name, serve := range map[string]func(t *testing.T, b *conduit.SSEBroker, events chan *conduit.SSEEvent) http.Handler{
+		"Serve": func(t *testing.T, b *conduit.SSEBroker, events chan *conduit.SSEEvent) http.Handler {
+			return streamHandler(t, conduit.NewSSEStream, func(s *conduit.SSEStream) error { return s.Serve(events) })
+		},
+		"SSEHandler": func(t *testing.T, b *conduit.SSEBroker, events chan *conduit.SSEEvent) http.Handler {
+			return conduit.SSEHandler(func(s *conduit.SSEStream, r *http.Request) (err error) {
 				for e := range events {
-					if err := s.WriteSSE(e); err != nil {
-						return err
+					err = errors.Join(err, s.WriteSSE(e))
+				}
+				return err
+			})
+		},
+		"Serve in SSEHandler": func(t *testing.T, b *conduit.SSEBroker, events chan *conduit.SSEEvent) http.Handler {
+			return conduit.SSEHandler(func(s *conduit.SSEStream, r *http.Request) error { return s.Serve(events) })
+		},
+		"SSEBroker": func(t *testing.T, b *conduit.SSEBroker, events chan *conduit.SSEEvent) http.Handler {
+			go func() {
+				defer b.Close()
+				for e := range events {
+					b.Publish(e)
+				}
+			}()
+			return b
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			eachBubble(t, func(t *testing.T, p protocol) {
+				events := make(chan *conduit.SSEEvent)
+				h := conduit.Chain(conduit.Timeout(5*time.Second), conduit.Compression())(serve(t, conduit.NewSSEBroker(nil), events))
+				_, client, url := streamBubble(t, p, conduit.Config{WriteTimeout: 5 * time.Second, Handler: h})
+				start := time.Now()
+				go func() {
+					defer close(events)
+					for _, pause := range []time.Duration{10, 32} {
+						time.Sleep(pause * time.Second)
+						events <- &conduit.SSEEvent{Data: "event"}
+					}
+					time.Sleep(50 * time.Second)
+				}()
+				res, _ := streamOpen(t, client, url)
+				in := newSSEReader(res.Body)
+				var got []string
+				for {
+					line, err := in.line()
+					if err != nil {
+						break
+					}
+					if strings.HasPrefix(line, ":") || strings.HasPrefix(line, "data") {
+						got = append(got, fmt.Sprint(time.Since(start).Seconds(), line[:1]))
 					}
 				}
-				return nil
+				want := []string{"10d", "25:", "40:", "42d", "57:", "72:", "87:"}
+				if !slices.Equal(got, want) {
+					t.Errorf("got %q (seconds, and d for data), want %q", got, want)
+				}
 			})
-		}},
-		{"Serve in SSEHandler", func(b *conduit.SSEBroker, events chan *conduit.SSEEvent) http.Handler {
-			return conduit.SSEHandler(func(s *conduit.SSEStream, r *http.Request) error { return s.Serve(events) })
-		}},
-		{"SSEBroker", func(b *conduit.SSEBroker, events chan *conduit.SSEEvent) http.Handler { return b }},
+		})
+	}
+}
+
+// A drain ends event streams cleanly, those that are opened during it too, and
+// says when to come back.
+func TestSSEEndsAtADrain(t *testing.T) {
+	for name, h := range map[string]http.Handler{
+		"Serve": streamHandler(t, conduit.NewSSEStream, func(s *conduit.SSEStream) error {
+			return s.Serve(make(chan *conduit.SSEEvent))
+		}),
+		"SSEHandler": conduit.SSEHandler(func(s *conduit.SSEStream, r *http.Request) error {
+			<-s.Done()
+			return nil
+		}),
+		"Serve in SSEHandler": conduit.SSEHandler(func(s *conduit.SSEStream, r *http.Request) error {
+			return s.Serve(make(chan *conduit.SSEEvent))
+		}),
+		"SSEBroker": sseBroker,
 	} {
-		for _, p := range []protocol{http1Protocol, tlsProtocol, h2cProtocol} {
-			t.Run(test.name+"/"+p.name, func(t *testing.T) {
-				synctest.Test(t, func(t *testing.T) {
-					b := broker()
-					events := make(chan *conduit.SSEEvent)
-					h := conduit.Chain(conduit.Timeout(5*time.Second), conduit.Compression())(test.serve(b, events))
-					_, client, url := streamBubble(t, p, conduit.Config{WriteTimeout: 5 * time.Second, Handler: h})
-					start := time.Now()
-					go func() {
-						for _, at := range []time.Duration{10 * time.Second, 42 * time.Second} {
-							time.Sleep(at - time.Since(start))
-							if test.name == "SSEBroker" {
-								b.Publish(&conduit.SSEEvent{Data: "event"})
-							} else {
-								events <- &conduit.SSEEvent{Data: "event"}
-							}
-						}
-						time.Sleep(50 * time.Second)
-						close(events)
-						b.Close()
-					}()
-					res, _ := streamOpen(t, client, url)
-					in := newSSEReader(res.Body)
-					var got []string
-					for {
-						line, err := in.line()
-						if err != nil {
-							break
-						}
-						if strings.HasPrefix(line, ":") || strings.HasPrefix(line, "data") {
-							got = append(got, fmt.Sprint(time.Since(start).Seconds(), line[:1]))
-						}
+		for _, early := range []bool{false, true} {
+			t.Run(fmt.Sprint(name, "/early=", early), func(t *testing.T) {
+				eachBubble(t, func(t *testing.T, p protocol) {
+					var logs logBuffer
+					chain := conduit.Chain(conduit.RequestID(), conduit.Recovery(), conduit.Logging(), conduit.Timeout(time.Minute), conduit.Compression())
+					srv, client, url := streamBubble(t, p, conduit.Config{Handler: chain(h), Logger: logs.logger()})
+					if early {
+						srv.Drain()
+					} else {
+						time.AfterFunc(time.Second, srv.Drain)
 					}
-					want := []string{"10d", "25:", "40:", "42d", "57:", "72:", "87:"}
-					if !slices.Equal(got, want) {
-						t.Errorf("got %q (seconds, and d for data), want %q", got, want)
+					res, _ := streamOpen(t, client, url)
+					s, events, err := sseReadAll(res.Body)
+					if err != nil || len(events) != 0 || !sseRetries(s.retries) {
+						t.Errorf("got %q, %v; want a clean end with one retry of 2 to 10 s", s.lines, err)
+					}
+					synctest.Wait()
+					if lines := logs.find("request"); len(lines) != 1 || lines[0]["aborted"] != nil || len(logs.find("stream failed")) != 0 {
+						t.Errorf("logged %s, want a clean end", logs.String())
 					}
 				})
 			})
@@ -8694,157 +8506,85 @@ func TestSSEHeartbeats(t *testing.T) {
 	}
 }
 
-// A drain ends event streams cleanly, and says when to come back.
-func TestSSEEndsAtADrain(t *testing.T) {
-	broker := conduit.NewSSEBroker(nil)
-	for _, test := range []struct {
-		name string
-		h    func(t *testing.T) http.Handler
-	}{
-		{"Serve", func(t *testing.T) http.Handler {
-			return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				s, err := conduit.NewSSEStream(w, r)
-				if err == nil {
-					err = s.Serve(make(chan *conduit.SSEEvent))
-				}
-				if err != nil {
-					t.Errorf("Serve = %v, want nil at a drain", err)
-				}
-			})
-		}},
-		{"SSEHandler", func(t *testing.T) http.Handler {
-			return conduit.SSEHandler(func(s *conduit.SSEStream, r *http.Request) error {
-				<-s.Done()
-				return nil
-			})
-		}},
-		{"Serve in SSEHandler", func(t *testing.T) http.Handler {
-			return conduit.SSEHandler(func(s *conduit.SSEStream, r *http.Request) error {
-				return s.Serve(make(chan *conduit.SSEEvent))
-			})
-		}},
-		{"SSEBroker", func(t *testing.T) http.Handler { return broker }},
-	} {
-		t.Run(test.name, func(t *testing.T) {
-			eachProtocol(t, func(t *testing.T, p protocol) {
-				var logs logBuffer
-				chain := conduit.Chain(conduit.RequestID(), conduit.Recovery(), conduit.Logging(), conduit.Timeout(time.Minute), conduit.Compression())
-				srv, url := streamServer(t, p, conduit.Config{Handler: chain(test.h(t)), Logger: logs.logger()})
-				res, _ := streamOpen(t, p.client(t), url)
-				srv.Drain()
-				s, events, err := sseReadAll(res.Body)
-				if err != nil || len(events) != 0 || !sseRetries(s.retries) {
-					t.Errorf("got %q, %v; want a clean end with one retry of 1 to 10 s", s.lines, err)
-				}
-				if line := logs.request(t); line["status"] != 200.0 || line["aborted"] != nil || len(logs.find("stream failed")) != 0 {
-					t.Errorf("logged %s, want a clean end", logs.String())
-				}
-			})
-		})
-	}
-}
-
-// sseRetries reports whether there is one, of one to ten seconds.
+// sseRetries reports whether there is one, of two to ten seconds.
 func sseRetries(retries []string) bool {
 	if len(retries) != 1 {
 		return false
 	}
 	ms, err := strconv.Atoi(retries[0])
-	return err == nil && 1000 <= ms && ms <= 10000
+	return err == nil && 2000 <= ms && ms <= 10000
 }
 
-// A stream that is opened during a drain ends as well.
-func TestSSEOpenedDuringADrain(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		srv, client, url := streamBubble(t, http1Protocol, conduit.Config{Handler: conduit.NewSSEBroker(nil)})
-		srv.Drain()
-		got := get(t, client, url)
-		s, events, err := sseReadAll(strings.NewReader(got.body))
-		if err != nil || len(events) != 0 || !sseRetries(s.retries) {
-			t.Errorf("got %q, want only a retry", got.body)
-		}
-	})
-}
-
-// Browsers that are sent away together come back over the whole of nine
-// seconds.
+// Browsers that are sent away together come back over the whole of eight seconds.
 func TestSSERetriesAreSpread(t *testing.T) {
 	b := conduit.NewSSEBroker(nil)
-	if err := b.Close(); err != nil {
-		t.Fatal(err)
-	}
-	srv := httptest.NewServer(b)
-	defer srv.Close()
-	counts := make([]int, 9)
+	b.Close()
+	counts := make([]int, 8)
 	for range 200 {
-		got := get(t, srv.Client(), srv.URL)
-		s, _, err := sseReadAll(strings.NewReader(got.body))
-		if err != nil || got.status != 200 || !sseRetries(s.retries) {
-			t.Fatalf("got %d %q, %v", got.status, got.body, err)
+		rec := httptest.NewRecorder()
+		b.ServeHTTP(rec, httptest.NewRequest("GET", "/", nil))
+		s, _, err := sseReadAll(rec.Body)
+		if err != nil || !sseRetries(s.retries) {
+			t.Fatalf("got %q, %v", s.lines, err)
 		}
 		ms, _ := strconv.Atoi(s.retries[0])
-		counts[min((ms-1000)/1000, 8)]++
+		counts[(ms-2000)*8/8001]++
 	}
-	if slices.Min(counts) < 5 || slices.Max(counts) > 60 { // 22 on the average
+	if slices.Min(counts) < 5 || slices.Max(counts) > 60 { // 25 on the average
 		t.Errorf("retries by the second: %v of 200", counts)
 	}
 }
 
-func TestSSEServeEnds(t *testing.T) {
-	eachProtocol(t, func(t *testing.T, p protocol) {
-		served := make(chan error, 1)
-		events := make(chan *conduit.SSEEvent, 2)
-		url := streamServe(t, p, conduit.Config{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			s, err := conduit.NewSSEStream(w, r)
-			if err == nil {
-				err = s.Serve(events)
-			}
-			served <- err
+// Serve ends with its events: with all of them sent, no retry, and no heartbeat.
+func TestSSEServeEndsWithItsEvents(t *testing.T) {
+	eachBubble(t, func(t *testing.T, p protocol) {
+		_, client, url := streamBubble(t, p, conduit.Config{Handler: streamHandler(t, conduit.NewSSEStream, func(s *conduit.SSEStream) error {
+			events := make(chan *conduit.SSEEvent, 2)
+			events <- &conduit.SSEEvent{Data: "one"}
+			events <- &conduit.SSEEvent{Data: "two"}
+			close(events)
+			defer time.Sleep(time.Minute)
+			return s.Serve(events)
 		})})
-
-		// When the client goes.
-		res, cancel := streamOpen(t, p.client(t), url)
-		cancel()
-		res.Body.Close()
-		if err := streamReceive(t, served, "Serve"); err == nil {
-			t.Error("Serve = nil after the client has gone, want an error")
-		}
-
-		// When the events end: with all of them sent, and no retry.
-		events <- &conduit.SSEEvent{Data: "one"}
-		events <- &conduit.SSEEvent{Data: "two"}
-		close(events)
-		got := get(t, p.client(t), url)
-		s, all, err := sseReadAll(strings.NewReader(got.body))
-		if err != nil || len(all) != 2 || len(s.retries) != 0 {
-			t.Errorf("got %q, %v; want two events and no retry", got.body, err)
-		}
-		if err := streamReceive(t, served, "Serve"); err != nil {
-			t.Errorf("Serve = %v at the end of events, want nil", err)
+		if got := get(t, client, url); got.body != "data: one\n\ndata: two\n\n" {
+			t.Errorf("got %q, want two events", got.body)
 		}
 	})
 }
 
-// What goes wrong in a handler is for the log.
-func TestSSEHandlerKeepsErrorsToItself(t *testing.T) {
-	eachProtocol(t, func(t *testing.T, p protocol) {
-		for _, chain := range streamChains {
-			var logs logBuffer
-			h := conduit.Chain(conduit.Logging(), chain.mw)(conduit.SSEHandler(func(s *conduit.SSEStream, r *http.Request) error {
-				if err := s.WriteSSE(&conduit.SSEEvent{Data: "event"}); err != nil {
-					t.Error(err)
-				}
-				return errors.New("secret")
-			}))
-			res, _ := streamOpen(t, p.client(t), streamServe(t, p, conduit.Config{Handler: h, Logger: logs.logger()}))
-			body, _ := io.ReadAll(res.Body)
-			if events, _ := sseParse(string(body)); res.StatusCode != 200 || strings.Contains(string(body), "secret") || len(events) != 1 {
-				t.Errorf("%s: got %d %q", chain.name, res.StatusCode, body)
+// Before Serve ends at a drain it takes what is ready, and a channel that is never
+// empty does not keep it from ending.
+func TestSSEServeTakesWhatIsReadyAtADrain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		events := make(chan *conduit.SSEEvent, 100)
+		text := strings.Repeat("x", 4<<10)
+		fill := func() {
+			for len(events) < cap(events) {
+				events <- &conduit.SSEEvent{Data: text}
 			}
-			logs.request(t)
-			if !strings.Contains(logs.String(), "secret") {
-				t.Errorf("%s: logged %s, want the error", chain.name, logs.String())
+		}
+		fill()
+		srv, client, url := streamBubble(t, http1Protocol, conduit.Config{Handler: streamHandler(t, conduit.NewSSEStream, func(s *conduit.SSEStream) error {
+			return s.Serve(events)
+		})})
+		s, _ := sseSubscribe(t, client, url)
+		synctest.Wait() // the first batch waits for the client
+		fill()
+		srv.Drain()
+		synctest.Wait()
+		n := 0
+		for ; ; n++ {
+			e, err := s.next()
+			if err == io.EOF {
+				break
 			}
+			if err != nil || e.data != text || n > 10*cap(events) {
+				t.Fatalf("event %d is %.20q, %v", n, e.data, err)
+			}
+			fill() // never empty
+		}
+		if n < cap(events) || !sseRetries(s.retries) {
+			t.Errorf("%d events came, of %d that were ready, and retries %q", n, cap(events), s.retries)
 		}
 	})
 }
@@ -8853,68 +8593,60 @@ func TestSSEHandlerKeepsErrorsToItself(t *testing.T) {
 // heartbeat.
 func TestSSEHandlerEndsItsStream(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := newPipeListener()
 		late := make(chan error, 1)
-		mux := http.NewServeMux()
-		mux.Handle("/", conduit.SSEHandler(func(s *conduit.SSEStream, r *http.Request) error {
+		rec := httptest.NewRecorder() // whose request does not end
+		conduit.SSEHandler(func(s *conduit.SSEStream, r *http.Request) error {
 			go func() {
 				<-s.Done()
 				late <- s.WriteSSE(&conduit.SSEEvent{Data: "late"})
 			}()
 			return s.WriteSSE(&conduit.SSEEvent{Data: "in time"})
-		}))
-		mux.HandleFunc("/next", func(w http.ResponseWriter, r *http.Request) {
-			time.Sleep(time.Minute)
-			io.WriteString(w, "next")
-		})
-		srv := &http.Server{Handler: mux} // which keeps nothing off its writer
-		go srv.Serve(l)
-		t.Cleanup(func() { srv.Close() })
-		client := l.client(t)
-		first := get(t, client, "http://conduit.test/")
-		if events, err := sseParse(first.body); err != nil || len(events) != 1 || events[0].data != "in time" {
-			t.Errorf("got %q, %v", first.body, err)
-		}
+		}).ServeHTTP(rec, httptest.NewRequest("GET", "/", nil))
 		if err := <-late; err == nil {
 			t.Error("a late write returned nil")
 		}
-		if got := get(t, client, "http://conduit.test/next"); got.body != "next" {
-			t.Errorf("next: got %d %q", got.status, got.body)
+		time.Sleep(time.Minute)
+		if got := rec.Body.String(); got != "data: in time\n\n" {
+			t.Errorf("got %q", got)
 		}
 	})
 }
 
-// Events, comments and heartbeats come from different goroutines.
+// Events and comments come from different goroutines.
 func TestSSEWritersSideBySide(t *testing.T) {
-	eachProtocol(t, func(t *testing.T, p protocol) {
-		const writers, each = 4, 50
-		url := streamServe(t, p, conduit.Config{Handler: conduit.SSEHandler(func(s *conduit.SSEStream, r *http.Request) error {
-			var wg sync.WaitGroup
-			for i := range writers {
-				wg.Go(func() {
-					for j := range each {
-						if err := s.WriteSSE(&conduit.SSEEvent{Event: "e", Data: fmt.Sprint(i, "\n", j)}); err != nil {
-							t.Error(err)
-						}
-						if err := s.Comment(fmt.Sprint("comment ", i)); err != nil {
-							t.Error(err)
-						}
+	const writers, each = 4, 50
+	url := serve(t, newServer(t, &conduit.Config{Handler: conduit.SSEHandler(func(s *conduit.SSEStream, r *http.Request) error {
+		var wg sync.WaitGroup
+		events := make(chan *conduit.SSEEvent)
+		for i := range writers {
+			wg.Go(func() {
+				for j := range each {
+					e := &conduit.SSEEvent{Event: "e", Data: fmt.Sprint(i, "\n", j)}
+					if i%2 == 0 {
+						events <- e
+					} else if err := s.WriteSSE(e); err != nil {
+						t.Error(err)
 					}
-				})
-			}
+					if err := s.Comment(fmt.Sprint("comment ", i)); err != nil {
+						t.Error(err)
+					}
+				}
+			})
+		}
+		go func() {
 			wg.Wait()
-			return nil
-		})})
-		got := get(t, p.client(t), url)
-		s, events, err := sseReadAll(strings.NewReader(got.body))
-		seen := make(map[sseEvent]bool)
-		for _, e := range events {
-			seen[e] = true
-		}
-		if err != nil || len(seen) != writers*each || len(s.comments) != writers*each {
-			t.Errorf("%d different events, %d comments, %v, want %d of each", len(seen), len(s.comments), err, writers*each)
-		}
-	})
+			close(events)
+		}()
+		return s.Serve(events)
+	})}))
+	s, events, err := sseReadAll(strings.NewReader(get(t, http1Protocol.client(t), url).body))
+	seen := make(map[sseEvent]bool)
+	for _, e := range events {
+		seen[e] = true
+	}
+	if err != nil || len(seen) != writers*each || len(s.comments) != writers*each {
+		t.Errorf("%d different events, %d comments, %v, want %d of each", len(seen), len(s.comments), err, writers*each)
+	}
 }
 
 // sseSubscribe opens an event stream and returns what reads it.
@@ -8927,20 +8659,20 @@ func sseSubscribe(t *testing.T, client *http.Client, url string, header ...strin
 	return newSSEReader(res.Body), cancel
 }
 
-// sseData returns the data of the next n events, and the names of those that
-// have one.
-func sseData(t *testing.T, s *sseReader, n int) (data []string) {
+// sseWant reads the next events, and compares what they are: the data, behind the
+// name and a colon for those that have one.
+func sseWant(t *testing.T, s *sseReader, want ...string) {
 	t.Helper()
-	for range n {
+	for i, want := range want {
 		e, err := s.next()
-		if err != nil {
-			t.Errorf("%v after %q, want %d events", err, data, n)
-			break
+		if got := strings.TrimPrefix(e.event+":"+e.data, "message:"); err != nil || got != want {
+			t.Fatalf("event %d is %.40q, %v, want %.40q", i, got, err, want)
 		}
-		data = append(data, strings.TrimPrefix(e.event+":"+e.data, "message:"))
 	}
-	return data
 }
+
+// sseBroker is a broker for each request: one must not be another bubble's.
+var sseBroker = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { conduit.NewSSEBroker(nil).ServeHTTP(w, r) })
 
 func ssePublish(t *testing.T, b *conduit.SSEBroker, texts ...string) {
 	t.Helper()
@@ -8952,64 +8684,63 @@ func ssePublish(t *testing.T, b *conduit.SSEBroker, texts ...string) {
 }
 
 func TestSSEBrokerReachesEverybody(t *testing.T) {
-	eachProtocol(t, func(t *testing.T, p protocol) {
-		synctest.Test(t, func(t *testing.T) {
-			b := conduit.NewSSEBroker(nil)
-			chain := conduit.Chain(foreign, conduit.RequestID(), conduit.Recovery(), conduit.Logging(), conduit.Timeout(5*time.Second), conduit.Compression(), foreign)
-			_, client, url := streamBubble(t, p, conduit.Config{WriteTimeout: 5 * time.Second, Handler: chain(b)})
-			ssePublish(t, b, "before anybody came")
-			one, cancel := sseSubscribe(t, client, url)
-			two, _ := sseSubscribe(t, client, url)
-			synctest.Wait()
-			if n := b.Clients(); n != 2 {
-				t.Errorf("%d clients, want 2", n)
-			}
-			event := &conduit.SSEEvent{Event: "tick", Data: "a\nb"}
-			if err := b.Publish(event); err != nil {
-				t.Error(err)
-			}
-			event.Data = "changed after Publish"
-			ssePublish(t, b, "second")
-			for _, s := range []*sseReader{one, two} {
-				if got := sseData(t, s, 2); !slices.Equal(got, []string{"tick:a\nb", "second"}) {
-					t.Errorf("got %q", got)
-				}
-			}
-			time.Sleep(14 * time.Second) // beyond the timeouts, before a heartbeat that nobody reads
-			cancel()
-			synctest.Wait()
-			if n := b.Clients(); n != 1 {
-				t.Errorf("%d clients after one has gone, want 1", n)
-			}
-			ssePublish(t, b, "third")
-			if got := sseData(t, two, 1); !slices.Equal(got, []string{"third"}) {
-				t.Errorf("got %q", got)
-			}
+	eachBubble(t, func(t *testing.T, p protocol) {
+		b := new(conduit.SSEBroker) // the zero value works
+		chain := conduit.Chain(foreign, conduit.RequestID(), conduit.Recovery(), conduit.Logging(), conduit.Timeout(5*time.Second), conduit.Compression(), foreign)
+		_, client, url := streamBubble(t, p, conduit.Config{WriteTimeout: 5 * time.Second, Handler: chain(b)})
+		ssePublish(t, b, "before anybody came")
+		one, cancel := sseSubscribe(t, client, url)
+		two, _ := sseSubscribe(t, client, url) // whoever has the header misses nothing
+		if n := b.Clients(); n != 2 {
+			t.Errorf("%d clients, want 2", n)
+		}
+		event := &conduit.SSEEvent{Event: "tick", Data: "a\nb"}
+		if err := b.Publish(event); err != nil {
+			t.Error(err)
+		}
+		event.Data = "changed after Publish"
+		ssePublish(t, b, "second")
+		for _, s := range []*sseReader{one, two} {
+			sseWant(t, s, "tick:a\nb", "second")
+		}
+		time.Sleep(14 * time.Second) // beyond the timeouts, before a heartbeat that nobody reads
+		cancel()
+		synctest.Wait()
+		if n := b.Clients(); n != 1 {
+			t.Errorf("%d clients after one has disconnected, want 1", n)
+		}
+		// Retry alone is no event: it has no ID, and pages do not see it.
+		if err := b.Publish(&conduit.SSEEvent{Retry: time.Minute}); err != nil {
+			t.Error(err)
+		}
+		ssePublish(t, b, "third")
+		sseWant(t, two, "third")
+		if !slices.Equal(two.retries, []string{"60000"}) {
+			t.Errorf("retries %q, want the one that was published", two.retries)
+		}
 
-			// Close ends the others, and nobody can publish any more.
-			for range 2 {
-				if err := b.Close(); err != nil {
-					t.Error(err)
-				}
-			}
-			if e, err := two.next(); err != io.EOF || !sseRetries(two.retries) {
-				t.Errorf("at Close: %q, %v, retries %q; want a clean end with one retry", e, err, two.retries)
-			}
-			synctest.Wait()
-			if err := b.Publish(&conduit.SSEEvent{Data: "late"}); err == nil || b.Clients() != 0 {
-				t.Errorf("Publish after Close = %v, with %d clients", err, b.Clients())
-			}
-			late, _ := sseSubscribe(t, client, url, "Last-Event-ID", "x")
-			if e, err := late.next(); err != io.EOF || !sseRetries(late.retries) {
-				t.Errorf("after Close: %q, %v, retries %q; want a clean end with one retry", e, err, late.retries)
-			}
-		})
+		// Close ends the others, and nobody can publish any more.
+		if err := errors.Join(b.Close(), b.Close()); err != nil {
+			t.Error(err)
+		}
+		if e, err := two.next(); err != io.EOF || !sseRetries(two.retries[1:]) {
+			t.Errorf("at Close: %q, %v, retries %q; want a clean end with one retry", e, err, two.retries)
+		}
+		synctest.Wait()
+		if err := b.Publish(&conduit.SSEEvent{Data: "late"}); err == nil || b.Clients() != 0 {
+			t.Errorf("Publish after Close = %v, with %d clients", err, b.Clients())
+		}
+		late, _ := sseSubscribe(t, client, url, "Last-Event-ID", "x")
+		if e, err := late.next(); err != io.EOF || !sseRetries(late.retries) {
+			t.Errorf("after Close: %q, %v, retries %q; want a clean end with one retry", e, err, late.retries)
+		}
 	})
 }
 
-// Ids are the broker's unless the publisher has given one, and a client that
-// comes back with one gets what it has missed.
+// A client that comes back with an ID gets what it has missed. The ID is the
+// broker's unless the publisher has given one.
 func TestSSEBrokerReplays(t *testing.T) {
+	all := []string{"gap:", "2", "3", "4", "5"}
 	for _, test := range []struct {
 		name string
 		id   func(ids []string) string
@@ -9019,20 +8750,20 @@ func TestSSEBrokerReplays(t *testing.T) {
 		{"newest", func(ids []string) string { return ids[5] }, nil},
 		{"the one before", func(ids []string) string { return ids[4] }, []string{"5"}},
 		{"own", func([]string) string { return "own" }, []string{"3", "4", "5"}},
-		{"oldest", func(ids []string) string { return ids[2] }, []string{"3", "4", "5"}},
-		{"gone", func(ids []string) string { return ids[0] }, []string{"gap:", "2", "3", "4", "5"}},
-		{"unknown", func([]string) string { return "unknown" }, []string{"gap:", "2", "3", "4", "5"}},
-		{"another broker's", func([]string) string { return "ffff-1" }, []string{"gap:", "2", "3", "4", "5"}},
-		{"not yet there", func(ids []string) string { return ids[5] + "0" }, []string{"gap:", "2", "3", "4", "5"}},
+		{"own with blanks", func([]string) string { return " own " }, []string{"3", "4", "5"}},
+		{"gone", func(ids []string) string { return ids[0] }, all},
+		{"unknown", func([]string) string { return "unknown" }, all},
+		{"another broker's", func([]string) string { return "ffff-1" }, all},
+		{"not yet there", func(ids []string) string { return ids[5] + "0" }, all},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			eachBubble(t, func(t *testing.T, p protocol) {
 				b := conduit.NewSSEBroker(&conduit.SSEBrokerConfig{Replay: 4})
-				_, client, url := streamBubble(t, http1Protocol, conduit.Config{Handler: b})
-				first, _ := sseSubscribe(t, client, url)
+				_, client, address := streamBubble(t, p, conduit.Config{Handler: b})
+				first, _ := sseSubscribe(t, client, address)
 				synctest.Wait()
 				var ids []string
-				for i, id := range []string{"", "", "own", "", "", ""} {
+				for i, id := range []string{"", "", " own ", "", "", ""} {
 					if err := b.Publish(&conduit.SSEEvent{ID: id, Data: strconv.Itoa(i)}); err != nil {
 						t.Fatal(err)
 					}
@@ -9046,149 +8777,61 @@ func TestSSEBrokerReplays(t *testing.T) {
 					}
 					ids = append(ids, e.id)
 				}
-				var header []string
-				if id := test.id(ids); id != "" {
-					header = []string{"Last-Event-ID", id}
-				}
-				s, _ := sseSubscribe(t, client, url, header...)
+				id := test.id(ids)
+				inField, _ := sseSubscribe(t, client, address, "Last-Event-ID", id)
+				inQuery, _ := sseSubscribe(t, client, address+"?lastEventId="+url.QueryEscape(id))
 				synctest.Wait()
 				ssePublish(t, b, "live")
-				want := append(slices.Clone(test.want), "live")
-				if got := sseData(t, s, len(want)); !slices.Equal(got, want) {
-					t.Errorf("got %q, want %q", got, want)
+				for _, s := range []*sseReader{inField, inQuery} {
+					sseWant(t, s, append(test.want, "live")...)
+					// A gap has no id, so that browsers do not forget theirs.
+					if i := slices.Index(s.lines, "event: gap"); i >= 0 && !slices.Equal(s.lines[:i+3], []string{"event: gap", "data:", ""}) {
+						t.Errorf("got %q, want no more than a gap first", s.lines)
+					}
 				}
 			})
 		})
 	}
 }
 
-// On HTTP/1 the field of an id comes without the blanks at its ends, on HTTP/2
-// with those that the client has not taken off.
-func TestSSEBrokerKnowsAnIDWithBlanksAtItsEnds(t *testing.T) {
-	for _, test := range []struct {
-		protocol protocol
-		id       string
-	}{
-		{http1Protocol, "x "},
-		{http1Protocol, " x"},
-		{http1Protocol, "\tx y\t"},
-		{h2cProtocol, "x "},
-		{h2cProtocol, " x"},
-		{h2cProtocol, "\tx y\t"},
-	} {
-		synctest.Test(t, func(t *testing.T) {
-			id := test.id
-			b := conduit.NewSSEBroker(nil)
-			_, client, url := streamBubble(t, test.protocol, conduit.Config{Handler: b})
-			publish := func(id, data string) {
-				if err := b.Publish(&conduit.SSEEvent{ID: id, Data: data}); err != nil {
-					t.Fatal(err)
-				}
+// A client that takes nothing holds up neither the publisher nor the others, and
+// is told of the gap before it is disconnected.
+func TestSSEBrokerEndsAClientThatLags(t *testing.T) {
+	eachBubble(t, func(t *testing.T, p protocol) {
+		const n = 600 // 6 MB, more than HTTP/2 lets a server send unasked
+		text := strings.Repeat("x", 10<<10)
+		b := conduit.NewSSEBroker(&conduit.SSEBrokerConfig{Replay: 100, Queue: 50})
+		_, client, url := streamBubble(t, p, conduit.Config{Handler: b})
+		slow, _ := sseSubscribe(t, client, url)
+		slow.line() // of the ID to come back with
+		quick, _ := sseSubscribe(t, client, url)
+		synctest.Wait()
+		for i := range n {
+			ssePublish(t, b, fmt.Sprint(i, " ", text))
+			if e, err := quick.next(); err != nil || !strings.HasPrefix(e.data, fmt.Sprint(i, " ")) {
+				t.Fatalf("the quick client got %.20q, %v for event %d", e, err, i)
 			}
-			publish(id, "0")
-			newest, _ := sseSubscribe(t, client, url, "Last-Event-ID", id)
-			synctest.Wait()
-			publish("", "1")
-			older, _ := sseSubscribe(t, client, url, "Last-Event-ID", id)
-			for name, s := range map[string]*sseReader{"newest": newest, "older": older} {
-				if got := sseData(t, s, 1); got[0] != "1" {
-					t.Errorf("%q, the %s: got %q, want what it missed", id, name, got)
-				}
-			}
-		})
-	}
-}
-
-// Two brokers, or one and its next life, share no ids.
-func TestSSEBrokerIDsAreItsOwn(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		prefixes := make(map[string]bool)
-		for range 3 {
-			b := conduit.NewSSEBroker(nil)
-			_, client, url := streamBubble(t, http1Protocol, conduit.Config{Handler: b})
-			s, _ := sseSubscribe(t, client, url)
-			synctest.Wait()
-			ssePublish(t, b, "x")
-			e, err := s.next()
-			if err != nil {
-				t.Fatal(err)
-			}
-			prefix, _, _ := strings.Cut(e.id, "-")
-			prefixes[prefix] = true
 		}
-		if len(prefixes) != 3 {
-			t.Errorf("got the prefixes %v, want three", prefixes)
+		// What the slow one has had is in order, and the gap is the last.
+		var last sseEvent
+		for i := 0; ; i++ {
+			id := slow.id
+			e, err := slow.next()
+			if err == io.EOF {
+				break
+			}
+			if err != nil || e.event != "gap" && !strings.HasPrefix(e.data, fmt.Sprint(i, " ")) || last.event == "gap" {
+				t.Fatalf("event %d is %.20q, %v", i, e, err)
+			}
+			if e.event == "gap" && (e.data != "" || e.id != id) {
+				t.Errorf("the gap is %.40q, want no data and no id", e)
+			}
+			last = e
 		}
-	})
-}
-
-// A gap has an empty data line, so that browsers dispatch it, and no id, so
-// that they do not forget theirs.
-func TestSSEBrokerGapIsAnEventWithoutAnID(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := conduit.NewSSEBroker(nil)
-		_, client, url := streamBubble(t, http1Protocol, conduit.Config{Handler: b})
-		s, _ := sseSubscribe(t, client, url, "Last-Event-ID", "unknown")
-		if e, err := s.next(); err != nil || e != (sseEvent{"", "gap", ""}) {
-			t.Errorf("got %q, %v, want a gap without an id", e, err)
+		synctest.Wait()
+		if n := b.Clients(); n != 1 || last.event != "gap" {
+			t.Errorf("%d clients, and the last event is %.40q; want 1 and a gap", n, last)
 		}
-		if slices.ContainsFunc(s.lines, func(line string) bool { return strings.HasPrefix(line, "id") }) {
-			t.Errorf("got %q, want no id", s.lines)
-		}
-	})
-}
-
-// Who takes nothing holds up neither the publisher nor the others, and is told
-// what it has missed before it is let go.
-func TestSSEBrokerLetsGoOfWhoLags(t *testing.T) {
-	eachProtocol(t, func(t *testing.T, p protocol) {
-		synctest.Test(t, func(t *testing.T) {
-			const n = 600 // 6 MB, more than HTTP/2 lets a server send unasked
-			text := strings.Repeat("x", 10<<10)
-			b := conduit.NewSSEBroker(&conduit.SSEBrokerConfig{Replay: 100, Queue: 50})
-			_, client, url := streamBubble(t, p, conduit.Config{Handler: b})
-			slow, _ := sseSubscribe(t, client, url)
-			quick, _ := sseSubscribe(t, client, url)
-			synctest.Wait()
-			start := time.Now()
-			for i := range n {
-				ssePublish(t, b, fmt.Sprint(i, " ", text))
-				if e, err := quick.next(); err != nil || !strings.HasPrefix(e.data, fmt.Sprint(i, " ")) {
-					t.Fatalf("the quick client got %.20q, %v for event %d", e, err, i)
-				}
-			}
-			if took := time.Since(start); took > 14*time.Second {
-				t.Fatalf("%v for %d events, in which the deadline may have passed", took, n)
-			}
-			// What it has had is in order, and the gap is the last.
-			var got []sseEvent
-			for {
-				e, err := slow.next()
-				if err == io.EOF {
-					break
-				}
-				if err != nil {
-					t.Fatalf("%v after %d events, want a clean end", err, len(got))
-				}
-				got = append(got, e)
-			}
-			if len(got) == 0 || len(got) >= n {
-				t.Fatalf("the slow client got %d events of %d", len(got), n)
-			}
-			for i, e := range got[:len(got)-1] {
-				if !strings.HasPrefix(e.data, fmt.Sprint(i, " ")) {
-					t.Fatalf("event %d is %.20q", i, e)
-				}
-			}
-			last := got[len(got)-1]
-			if last.event != "gap" || last.data != "" || len(got) > 1 && last.id != got[len(got)-2].id {
-				t.Errorf("the last event is %.40q, want a gap without an id", last)
-			}
-			synctest.Wait()
-			if n := b.Clients(); n != 1 {
-				t.Errorf("%d clients, want 1", n)
-			}
-		})
 	})
 }
 
@@ -9197,137 +8840,42 @@ func TestSSEBrokerQueue(t *testing.T) {
 	for _, test := range []struct {
 		name string
 		cfg  conduit.SSEBrokerConfig
-		lag  int
-		want string // the last event
+		lag  int // that is allowed
 	}{
-		{"at the limit", conduit.SSEBrokerConfig{Replay: 100, Queue: 10}, 10, "10"},
-		{"beyond", conduit.SSEBrokerConfig{Replay: 100, Queue: 10}, 11, "gap"},
-		{"more than is replayed", conduit.SSEBrokerConfig{Replay: 10, Queue: 100}, 100, "100"},
-		{"beyond that", conduit.SSEBrokerConfig{Replay: 10, Queue: 100}, 101, "gap"},
-		{"Replay by default", conduit.SSEBrokerConfig{Replay: 10}, 10, "10"},
-		{"beyond Replay", conduit.SSEBrokerConfig{Replay: 10}, 11, "gap"},
-		{"the default", conduit.SSEBrokerConfig{}, 256, "256"},
-		{"beyond the default", conduit.SSEBrokerConfig{}, 257, "gap"},
+		{"Queue", conduit.SSEBrokerConfig{Replay: 100, Queue: 10}, 10},
+		{"more than Replay", conduit.SSEBrokerConfig{Replay: 10, Queue: 100}, 100},
+		{"Replay by default", conduit.SSEBrokerConfig{Replay: 10}, 10},
+		{"the default", conduit.SSEBrokerConfig{}, 256},
+		{"no Replay", conduit.SSEBrokerConfig{Replay: -1}, 256},
 	} {
-		t.Run(test.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				b := conduit.NewSSEBroker(&test.cfg)
-				_, client, url := streamBubble(t, http1Protocol, conduit.Config{Handler: b})
-				s, _ := sseSubscribe(t, client, url)
-				synctest.Wait()
-				ssePublish(t, b, strings.Repeat("x", 20<<10)) // on which the writer waits
-				synctest.Wait()
-				for i := range test.lag {
-					ssePublish(t, b, strconv.Itoa(i+1))
-				}
-				b.Close() // once the client has what was published
-				var last string
-				n := -1
-				for {
-					e, err := s.next()
-					if err == io.EOF {
-						break
+		for beyond := range 2 {
+			t.Run(fmt.Sprint(test.name, "/beyond=", beyond), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					b := conduit.NewSSEBroker(&test.cfg)
+					_, client, url := streamBubble(t, http1Protocol, conduit.Config{Handler: b})
+					s, _ := sseSubscribe(t, client, url)
+					s.line() // of the ID to come back with
+					s.line()
+					time.Sleep(time.Second)
+					text := strings.Repeat("x", 20<<10) // on which the writer waits
+					ssePublish(t, b, text)
+					synctest.Wait()
+					want := []string{text}
+					for i := range test.lag + beyond {
+						want = append(want, strconv.Itoa(i))
+						ssePublish(t, b, strconv.Itoa(i))
 					}
-					if err != nil {
-						t.Fatal(err)
+					b.Close() // once the client has what was published
+					if beyond > 0 {
+						want = []string{text, "gap:"}
 					}
-					last = e.data
-					if e.event != "message" {
-						last = e.event
+					sseWant(t, s, want...)
+					if e, err := s.next(); err != io.EOF {
+						t.Errorf("then %q, %v", e, err)
 					}
-					n++
-				}
-				if want := test.lag; last != test.want || last != "gap" && n != want {
-					t.Errorf("%d events late, the client got %d more and last %q, want %q", test.lag, n, last, test.want)
-				}
+				})
 			})
-		})
-	}
-}
-
-// A client that takes nothing is let go even if nothing is published.
-func TestSSEBrokerLetsGoOfAClientThatStops(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := conduit.NewSSEBroker(nil)
-		_, client, url := streamBubble(t, http1Protocol, conduit.Config{Handler: b})
-		sseSubscribe(t, client, url)
-		synctest.Wait()
-		start := time.Now()
-		ssePublish(t, b, strings.Repeat("x", 10<<10))
-		time.Sleep(15*time.Second + time.Millisecond)
-		if n := b.Clients(); n != 0 {
-			t.Errorf("%d clients after %v, want it let go", n, time.Since(start))
 		}
-	})
-}
-
-// For each client, what has queued up is one write.
-func TestSSEBrokerCoalesces(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := conduit.NewSSEBroker(nil)
-		metered, counts := streamMetered()
-		_, client, url := streamBubble(t, http1Protocol, conduit.Config{Handler: metered(b)})
-		s, _ := sseSubscribe(t, client, url)
-		synctest.Wait()
-		for range 3 {
-			time.Sleep(time.Second)
-			writes, flushes := counts()
-			const n = 100
-			for i := range n {
-				ssePublish(t, b, strconv.Itoa(i))
-			}
-			got := sseData(t, s, n)
-			if len(got) != n || got[0] != "0" || got[n-1] != "99" {
-				t.Errorf("got %q", got)
-			}
-			after, flushed := counts()
-			if len(after)-len(writes) > 3 || len(flushed)-len(flushes) > 3 {
-				t.Errorf("%d writes and %d flushes for %d events at once", len(after)-len(writes), len(flushed)-len(flushes), n)
-			}
-		}
-	})
-}
-
-// An event reaches an idle client at once, and a busy one within 20 ms.
-func TestSSEBrokerDeliversInTime(t *testing.T) {
-	for _, test := range []struct {
-		name    string
-		pauses  []time.Duration
-		flushes int
-		late    time.Duration
-	}{
-		{"idle", streamRepeat(time.Second, 10), 15, 0},
-		{"steady", streamRepeat(5*time.Millisecond, 200), 205, 20 * time.Millisecond},
-		{"busy", streamRepeat(100*time.Microsecond, 5000), 550, 20 * time.Millisecond},
-	} {
-		t.Run(test.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				start := time.Now()
-				b := conduit.NewSSEBroker(nil)
-				metered, counts := streamMetered()
-				_, client, url := streamBubble(t, http1Protocol, conduit.Config{Handler: metered(b)})
-				s, _ := sseSubscribe(t, client, url)
-				synctest.Wait()
-				go func() {
-					for _, pause := range test.pauses {
-						time.Sleep(pause)
-						b.Publish(&conduit.SSEEvent{Data: fmt.Sprint(time.Since(start).Microseconds())})
-					}
-				}()
-				var worst time.Duration
-				for range test.pauses {
-					e, err := s.next()
-					micros, atoiErr := strconv.Atoi(e.data)
-					if err != nil || atoiErr != nil {
-						t.Fatalf("got %q, %v", e, err)
-					}
-					worst = max(worst, time.Since(start)-time.Duration(micros)*time.Microsecond)
-				}
-				if _, flushes := counts(); worst > test.late || len(flushes) > test.flushes {
-					t.Errorf("up to %v late with %d flushes, want %v and %d", worst, len(flushes), test.late, test.flushes)
-				}
-			})
-		})
 	}
 }
 
@@ -9337,74 +8885,36 @@ func TestSSEBrokerMaxClients(t *testing.T) {
 		_, client, url := streamBubble(t, http1Protocol, conduit.Config{Handler: b})
 		_, leave := sseSubscribe(t, client, url)
 		two, _ := sseSubscribe(t, client, url)
-		res, _ := streamOpen(t, client, url)
-		if after, err := strconv.Atoi(res.Header.Get("Retry-After")); res.StatusCode != 503 || err != nil || after < 1 {
-			t.Errorf("the third got %s, Retry-After %q, want 503", res.Status, res.Header.Get("Retry-After"))
-		}
-		if ct := res.Header.Get("Content-Type"); strings.HasPrefix(ct, "text/event-stream") {
-			t.Errorf("the third got a 503 of type %q", ct)
-		}
-		res.Body.Close()
-		synctest.Wait()
-		if n := b.Clients(); n != 2 {
-			t.Errorf("%d clients, want 2", n)
+		got := get(t, client, url)
+		if after, err := strconv.Atoi(got.header.Get("Retry-After")); got.status != 503 || err != nil || after < 1 || b.Clients() != 2 {
+			t.Errorf("the third got %d, Retry-After %q, of %d clients; want 503", got.status, got.header.Get("Retry-After"), b.Clients())
 		}
 		leave()
 		synctest.Wait()
 		three, _ := sseSubscribe(t, client, url)
 		synctest.Wait()
 		ssePublish(t, b, "room")
-		for _, s := range []*sseReader{two, three} {
-			if got := sseData(t, s, 1); !slices.Equal(got, []string{"room"}) {
-				t.Errorf("got %q", got)
-			}
-		}
+		sseWant(t, two, "room")
+		sseWant(t, three, "room")
 	})
 }
 
 func TestSSEBrokerMethods(t *testing.T) {
-	srv := httptest.NewServer(conduit.NewSSEBroker(nil))
-	defer srv.Close()
-	srv.Client().Timeout = 10 * time.Second
+	b := conduit.NewSSEBroker(nil)
 	for _, method := range []string{"POST", "PUT", "DELETE", "OPTIONS"} {
-		req, _ := http.NewRequest(method, srv.URL, nil)
-		got := do(t, srv.Client(), req)
-		if allow := got.header.Get("Allow"); got.status != 405 || !hasMembers(allow, "GET", "HEAD") {
-			t.Errorf("%s: got %d, Allow %q, want 405 and GET, HEAD", method, got.status, allow)
+		rec := httptest.NewRecorder()
+		b.ServeHTTP(rec, httptest.NewRequest(method, "/", nil))
+		if allow := rec.Header().Get("Allow"); rec.Code != 405 || allow != "GET, HEAD" {
+			t.Errorf("%s: got %d, Allow %q, want 405 and GET, HEAD", method, rec.Code, allow)
 		}
-	}
-}
-
-func hasMembers(list string, want ...string) bool {
-	var got []string
-	for member := range strings.SplitSeq(list, ",") {
-		got = append(got, strings.TrimSpace(member))
-	}
-	slices.Sort(got)
-	return slices.Equal(got, want)
-}
-
-// A negative number is none, or a mistake that is named.
-func TestSSEBrokerNegativeConfig(t *testing.T) {
-	for name, cfg := range map[string]conduit.SSEBrokerConfig{"MaxClients": {MaxClients: -1}, "Queue": {Queue: -1}} {
-		func() {
-			defer func() {
-				if value := recover(); value == nil || !strings.Contains(fmt.Sprint(value), name) {
-					t.Errorf("%s: panic %v, want it to name the field", name, value)
-				}
-			}()
-			conduit.NewSSEBroker(&cfg)
-		}()
 	}
 }
 
 // Clients come and go while several publish.
 func TestSSEBrokerRaces(t *testing.T) {
 	b := conduit.NewSSEBroker(&conduit.SSEBrokerConfig{Replay: 8, Queue: 4})
-	srv := newServer(t, &conduit.Config{Handler: conduit.Chain(conduit.Logging(), conduit.Timeout(time.Minute), conduit.Compression())(b)})
-	url := serve(t, srv)
+	url := serve(t, newServer(t, &conduit.Config{Handler: conduit.Chain(conduit.Logging(), conduit.Timeout(time.Minute), conduit.Compression())(b)}))
 	client := http1Protocol.client(t)
-	var published atomic.Int64
 	stop := make(chan struct{})
 	var publishers, subscribers sync.WaitGroup
 	for range 2 {
@@ -9414,11 +8924,8 @@ func TestSSEBrokerRaces(t *testing.T) {
 				case <-stop:
 					return
 				default:
+					ssePublish(t, b, "x")
 				}
-				if err := b.Publish(&conduit.SSEEvent{Data: "x"}); err != nil {
-					t.Error(err)
-				}
-				published.Add(1)
 			}
 		})
 	}
@@ -9428,7 +8935,7 @@ func TestSSEBrokerRaces(t *testing.T) {
 			for range 5 {
 				ctx, cancel := context.WithCancel(t.Context())
 				req, _ := http.NewRequestWithContext(ctx, "GET", url, nil)
-				if id != "" && i%2 == 0 {
+				if i%2 == 0 {
 					req.Header.Set("Last-Event-ID", id)
 				}
 				res, err := client.Do(req)
@@ -9457,587 +8964,35 @@ func TestSSEBrokerRaces(t *testing.T) {
 	subscribers.Wait()
 	close(stop)
 	publishers.Wait()
-	if err := b.Close(); err != nil || published.Load() == 0 {
-		t.Errorf("Close = %v after %d events", err, published.Load())
+	if err := b.Close(); err != nil {
+		t.Errorf("Close = %v", err)
 	}
 }
 
-// armedWriter says whether a write deadline is in force.
-type armedWriter struct {
-	*httptest.ResponseRecorder
-	armed atomic.Bool
-}
-
-func (w *armedWriter) SetWriteDeadline(deadline time.Time) error {
-	w.armed.Store(!deadline.IsZero())
-	return nil
-}
-
-// Left armed, the deadline would reset an HTTP/2 stream that is merely quiet.
-// Here the timer is due while a large element is on its way, so that now one
-// sends it, now the other.
-func TestJSONLeavesNoDeadlineBehindWhoeverSends(t *testing.T) {
-	text := strings.Repeat("x", 400<<10)
-	for i := range 300 {
-		w := &armedWriter{ResponseRecorder: httptest.NewRecorder()}
-		s, err := conduit.NewJSONStream(w, httptest.NewRequest("GET", "/", nil))
-		if err != nil {
-			t.Fatal(err)
-		}
-		s.Write("small")
-		pause := time.Duration(i) * time.Millisecond / 300
-		for start := time.Now(); time.Since(start) < pause; {
-		}
-		s.Write(text)
-		// Whatever is pending now is sent by the timer, within milliseconds.
-		for start := time.Now(); w.armed.Load(); time.Sleep(time.Millisecond) {
-			if time.Since(start) > 5*time.Second {
-				t.Fatalf("try %d: the deadline stays armed", i)
-			}
-		}
-		s.Close()
-	}
-}
-
-// An early error leaves the handler the time of a Timeout that is around it.
-func TestStreamEarlyErrorKeepsTheTimeoutsReply(t *testing.T) {
-	for _, limit := range timeouts {
-		t.Run(limit.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				h := limit.new(30 * time.Second)(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-					if err := conduit.StreamJSON(w, r, streamSeq[int](errors.New("the first store is down"))); err == nil {
-						t.Error("StreamJSON returned nil")
-					}
-					time.Sleep(20 * time.Second)
-					io.WriteString(w, "from the second store")
-				}))
-				_, client, url := streamBubble(t, http1Protocol, conduit.Config{WriteTimeout: 15 * time.Second, Handler: h})
-				if got := get(t, client, url); got.body != "from the second store" {
-					t.Errorf("got %d %q", got.status, got.body)
-				}
-			})
-		})
-	}
-}
-
-// A reply that is given back to the handler is under the server's WriteTimeout
-// again, however the stream ended.
-func TestStreamEarlyErrorLeavesTheServersDeadline(t *testing.T) {
-	for name, end := range map[string]func(s *conduit.JSONStream){
-		"error": func(s *conduit.JSONStream) { s.Write(make(chan int)) },
-		"Abort": func(s *conduit.JSONStream) { s.Abort() },
-	} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				ended := make(chan time.Duration, 1)
-				h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-					s, err := conduit.NewJSONStream(w, r)
-					if err != nil {
-						t.Error(err)
-						return
-					}
-					end(s)
-					start := time.Now()
-					for err == nil && time.Since(start) < time.Hour {
-						_, err = w.Write(make([]byte, 32<<10))
-					}
-					ended <- time.Since(start)
-				})
-				_, client, url := streamBubble(t, http1Protocol, conduit.Config{WriteTimeout: 5 * time.Second, Handler: h})
-				streamOpen(t, client, url) // and take nothing
-				if got := <-ended; got != 5*time.Second {
-					t.Errorf("a client that takes nothing held the handler for %v, want 5s", got)
-				}
-			})
-		})
-	}
-}
-
-func TestStreamErrorOfAClientThatHasGoneWrapsItsContexts(t *testing.T) {
-	eachStream(t, func(t *testing.T, p protocol, kind streamKind) {
-		ended := make(chan error, 1)
-		url := streamServe(t, p, conduit.Config{Handler: kind.handler(t, func(w http.ResponseWriter, r *http.Request, s *streamWriter) {
-			var err error
-			for err == nil {
-				err = s.send(strings.Repeat("x", 1000))
-			}
-			ended <- err
-		})})
-		res, cancel := streamOpen(t, p.client(t), url)
-		io.CopyN(io.Discard, res.Body, 100_000)
-		cancel()
-		if err := streamReceive(t, ended, "the end of the stream"); !errors.Is(err, context.Canceled) {
-			t.Errorf("got %v, want it to wrap context.Canceled", err)
-		}
-	})
-}
-
-// Done is that of a stream, also for who asks after the end.
-func TestJSONDoneClosesAtTheEnd(t *testing.T) {
-	for name, end := range map[string]func(s *conduit.JSONStream){
-		"Close":         func(s *conduit.JSONStream) { s.Close() },
-		"Abort":         func(s *conduit.JSONStream) { s.Abort() },
-		"error":         func(s *conduit.JSONStream) { s.Write(make(chan int)) },
-		"error, closed": func(s *conduit.JSONStream) { s.Write(make(chan int)); s.Close() },
-	} {
-		t.Run(name, func(t *testing.T) {
-			for _, early := range []bool{true, false} {
-				s, err := conduit.NewJSONStream(httptest.NewRecorder(), httptest.NewRequest("GET", "/", nil))
-				if err != nil {
-					t.Fatal(err)
-				}
-				var done <-chan struct{}
-				if early {
-					done = s.Done()
-					select {
-					case <-done:
-						t.Error("Done is closed before the end")
-					default:
-					}
-				}
-				end(s)
-				if !early {
-					done = s.Done()
-				}
-				streamReceive(t, done, "Done")
-			}
-		})
-	}
-}
-
-func TestJSONCloseMayBeCalledTwice(t *testing.T) {
-	rec := httptest.NewRecorder()
-	s, err := conduit.NewJSONStream(rec, httptest.NewRequest("GET", "/", nil))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for range 2 {
-		if err := s.Close(); err != nil {
-			t.Errorf("Close = %v", err)
-		}
-	}
-	if err := s.Write(1); err == nil {
-		t.Error("Write after Close returned nil")
-	}
-	if got := rec.Body.String(); got != "[]" {
-		t.Errorf("got %q, want one document", got)
-	}
-}
-
-// Whoever recovers from a panic without cutting the reply gets it cut.
-func TestStreamPanicThatSomebodyElseRecoversFromCutsTheReply(t *testing.T) {
-	recovers := func(next http.Handler) http.Handler {
-		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			defer func() {
-				if recover() == nil {
-					t.Error("no panic came by")
-				}
-				io.WriteString(w, "sorry")
-			}()
-			next.ServeHTTP(w, r)
-		})
-	}
-	items := func(last func()) iter.Seq2[any, error] {
-		return func(yield func(any, error) bool) {
-			yield(strings.Repeat("x", 20<<10), nil)
-			last()
-		}
-	}
-	for name, h := range map[string]http.Handler{
-		"iterator": http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			conduit.StreamJSON(w, r, items(func() { panic("items") }))
-		}),
-		"JSONHandler": conduit.JSONHandler(func(*http.Request) iter.Seq2[any, error] {
-			return items(func() { panic("items") })
-		}),
-		"element": http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			s, err := conduit.NewJSONStream(w, r)
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			s.Write(strings.Repeat("x", 20<<10))
-			s.Write(streamPanics{})
-		}),
-	} {
-		t.Run(name, func(t *testing.T) {
-			eachProtocol(t, func(t *testing.T, p protocol) {
-				res, _ := streamOpen(t, p.client(t), streamServe(t, p, conduit.Config{Handler: recovers(h)}))
-				body, err := io.ReadAll(res.Body)
-				if err == nil || strings.Contains(string(body), "sorry") {
-					t.Errorf("got %.20q, of %d bytes, and %v, want it cut", body, len(body), err)
-				}
-			})
-		})
-	}
-}
-
-// streamFaultyWriter fails at its nth write.
-type streamFaultyWriter struct {
-	*httptest.ResponseRecorder
-	fault func() error
-}
-
-func (w *streamFaultyWriter) Write(p []byte) (int, error) { return len(p), w.fault() }
-
-// What the timer's write meets is what the next one of the handler returns.
-func TestJSONKeepsTheFaultOfItsTimer(t *testing.T) {
-	broken := errors.New("broken")
-	for name, fault := range map[string]func() error{
-		"broken": func() error { return broken },
-		"panic":  func() error { panic("broken") },
-	} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				s, err := conduit.NewJSONStream(&streamFaultyWriter{httptest.NewRecorder(), fault}, httptest.NewRequest("GET", "/", nil))
-				if err != nil {
-					t.Fatal(err)
-				}
-				if err := s.Write(1); err != nil {
-					t.Fatal(err)
-				}
-				streamReceive(t, s.Done(), "Done, which the timer's fault closes")
-				for range 2 {
-					if err := s.Write(2); err == nil || !strings.Contains(err.Error(), "broken") {
-						t.Errorf("Write = %v, want the fault of the timer", err)
-					}
-				}
-				if err := s.Close(); err == nil || !strings.Contains(err.Error(), "broken") {
-					t.Errorf("Close = %v, want the fault of the timer", err)
-				}
-			})
-		})
-	}
-}
-
-// The length of something else, as a middleware may have set it, is not that of
-// a stream.
-func TestStreamDropsAContentLength(t *testing.T) {
-	for name, h := range map[string]http.HandlerFunc{
-		"JSON": func(w http.ResponseWriter, r *http.Request) {
-			conduit.StreamJSON(w, r, streamSeq(nil, strings.Repeat("x", 20<<10), "y"))
-		},
-		"a small document": func(w http.ResponseWriter, r *http.Request) { conduit.StreamJSON(w, r, streamSeq(nil, 1)) },
-		"events": func(w http.ResponseWriter, r *http.Request) {
-			s, err := conduit.NewSSEStream(w, r)
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			s.WriteSSE(&conduit.SSEEvent{Data: "a"})
-			s.WriteSSE(&conduit.SSEEvent{Data: "b"})
-		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			want := httptest.NewRecorder()
-			h(want, httptest.NewRequest("GET", "/", nil))
-			eachProtocol(t, func(t *testing.T, p protocol) {
-				got := get(t, p.client(t), streamServe(t, p, conduit.Config{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-					w.Header().Set("Content-Length", "7")
-					h(w, r)
-				})}))
-				if got.body != want.Body.String() {
-					t.Errorf("got %d bytes, want %d", len(got.body), want.Body.Len())
-				}
-			})
-		})
-	}
-}
-
-// A length and a trailer do not go together on HTTP/1.
-func TestJSONSmallDocumentKeepsItsTrailer(t *testing.T) {
-	url := streamServe(t, http1Protocol, conduit.Config{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Set("Trailer", "Digest")
-		conduit.StreamJSON(w, r, streamSeq(nil, 1))
-		w.Header().Set("Digest", "x")
-	})})
-	res, _ := streamOpen(t, http1Protocol.client(t), url)
-	body, err := io.ReadAll(res.Body)
-	if err != nil || string(body) != "[1]" || res.Trailer.Get("Digest") != "x" {
-		t.Errorf("got %q, %v, trailer %v", body, err, res.Trailer)
-	}
-}
-
-// A writer without deadlines leaves a server's handler one way to cut a reply.
-func TestJSONAbortCutsBehindAWriterWithoutDeadlines(t *testing.T) {
-	eachProtocol(t, func(t *testing.T, p protocol) {
-		url := streamServe(t, p, conduit.Config{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			s, err := conduit.NewJSONStream(flushOnly{w}, r)
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			s.Write(strings.Repeat("x", 20<<10))
-			s.Abort()
-			t.Error("Abort returned")
-		})})
-		res, _ := streamOpen(t, p.client(t), url)
-		if body, err := io.ReadAll(res.Body); err == nil {
-			t.Errorf("got %d bytes that look whole", len(body))
-		}
-	})
-}
-
-// flushOnly is a wrapper from before Unwrap.
-type flushOnly struct{ w http.ResponseWriter }
-
-func (f flushOnly) Header() http.Header         { return f.w.Header() }
-func (f flushOnly) Write(p []byte) (int, error) { return f.w.Write(p) }
-func (f flushOnly) WriteHeader(status int)      { f.w.WriteHeader(status) }
-func (f flushOnly) Flush()                      { f.w.(http.Flusher).Flush() }
-
-// On a plain server nothing else puts a deadline on the last chunk.
-func TestStreamHandlersEndUnderADeadlineOnAPlainServer(t *testing.T) {
-	for _, test := range []struct {
-		name, last string // of what the client reads
-		handler    http.Handler
-	}{
-		{"SSEHandler", "data: text\n\n\r\n", conduit.SSEHandler(func(s *conduit.SSEStream, r *http.Request) error {
-			return s.WriteSSE(&conduit.SSEEvent{Data: "text"})
-		})},
-		{"JSONHandler", "]\r\n", conduit.JSONHandler(func(*http.Request) iter.Seq2[string, error] {
-			return func(yield func(string, error) bool) {
-				yield("text", nil)
-				time.Sleep(time.Second) // it is sent, and so the reply chunked
-			}
-		})},
-	} {
-		t.Run(test.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				l := newPipeListener()
-				closed := make(chan struct{})
-				srv := &http.Server{Handler: test.handler, WriteTimeout: 5 * time.Second, ConnState: func(_ net.Conn, state http.ConnState) {
-					if state == http.StateClosed {
-						close(closed)
-					}
-				}}
-				go srv.Serve(l)
-				t.Cleanup(func() { srv.Close() })
-				c := l.dial()
-				t.Cleanup(func() { c.Close() })
-				go fmt.Fprint(c, "GET / HTTP/1.1\r\nHost: conduit.test\r\n\r\n")
-				var got []byte
-				for one := make([]byte, 1); !strings.HasSuffix(string(got), test.last); got = append(got, one[0]) {
-					if _, err := c.Read(one); err != nil {
-						t.Fatal(err)
-					}
-				}
-				time.Sleep(time.Minute)
-				select {
-				case <-closed:
-				default:
-					t.Error("the connection waits for a client that reads no further")
-				}
-			})
-		})
-	}
-}
-
-func TestJSONHandlerHEADOpensNothing(t *testing.T) {
-	url := streamServe(t, http1Protocol, conduit.Config{Handler: conduit.JSONHandler(func(*http.Request) iter.Seq2[int, error] {
-		t.Error("items was called")
-		return streamSeq[int](nil)
-	})})
-	res, err := http1Protocol.client(t).Head(url)
-	if err != nil {
-		t.Fatal(err)
-	}
-	res.Body.Close()
-	if ct := res.Header.Get("Content-Type"); res.StatusCode != 200 || ct != "application/json" {
-		t.Errorf("got %d of type %q", res.StatusCode, ct)
-	}
-}
-
-// Clients that go are not worth a line at level error.
-func TestStreamHandlersLogThatAClientHasGoneAtDebug(t *testing.T) {
-	for name, h := range map[string]func(wait func(*http.Request)) http.Handler{
-		"JSONHandler": func(wait func(*http.Request)) http.Handler {
-			return conduit.JSONHandler(func(r *http.Request) iter.Seq2[string, error] {
-				return func(yield func(string, error) bool) {
-					if yield(strings.Repeat("x", 20<<10), nil) {
-						wait(r)
-						yield("more", nil)
-					}
-				}
-			})
-		},
-		"SSEHandler": func(wait func(*http.Request)) http.Handler {
-			return conduit.SSEHandler(func(s *conduit.SSEStream, r *http.Request) error {
-				wait(r)
-				return s.WriteSSE(&conduit.SSEEvent{Data: "x"})
-			})
-		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			eachProtocol(t, func(t *testing.T, p protocol) {
-				var logs logBuffer
-				ended := make(chan struct{})
-				served := h(func(r *http.Request) { <-r.Context().Done() })
-				url := streamServe(t, p, conduit.Config{Logger: logs.logger(), Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-					defer close(ended)
-					served.ServeHTTP(w, r)
-				})})
-				_, cancel := streamOpen(t, p.client(t), url)
-				cancel()
-				streamReceive(t, ended, "the end of the handler")
-				lines := logs.find("stream failed")
-				if len(lines) != 1 || lines[0]["level"] != "DEBUG" {
-					t.Errorf("got %v, want one line at level debug", lines)
-				}
-			})
-		})
-	}
-}
-
-// Nor is a client that goes before its stream begins worth a 500.
-func TestStreamOfAClientThatHasGoneIsNoFailure(t *testing.T) {
-	for name, h := range map[string]http.Handler{
-		"JSONHandler": conduit.JSONHandler(func(*http.Request) iter.Seq2[string, error] { return streamSeq[string](nil, "x") }),
-		"SSEHandler":  conduit.SSEHandler(func(*conduit.SSEStream, *http.Request) error { return nil }),
-		"SSEBroker":   conduit.NewSSEBroker(nil),
-	} {
-		t.Run(name, func(t *testing.T) {
-			eachProtocol(t, func(t *testing.T, p protocol) {
-				var logs logBuffer
-				arrived := make(chan struct{})
-				url := streamServe(t, p, conduit.Config{Logger: logs.logger(), Handler: conduit.Logging()(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-					close(arrived)
-					<-r.Context().Done()
-					h.ServeHTTP(w, r)
-				}))})
-				ctx, cancel := context.WithCancel(t.Context())
-				req, err := http.NewRequestWithContext(ctx, "GET", url, nil)
-				if err != nil {
-					t.Fatal(err)
-				}
-				go func() {
-					<-arrived
-					cancel()
-				}()
-				if res, err := p.client(t).Do(req); err == nil {
-					t.Errorf("got %s, and the client has gone", res.Status)
-					res.Body.Close()
-				}
-				if line := logs.request(t); line["level"] != "INFO" || line["status"] != 0.0 || line["aborted"] != true {
-					t.Errorf("logged %v, want an aborted reply without a status, at level info", line)
-				}
-			})
-		})
-	}
-}
-
-// Before Serve leaves at a drain it takes what is ready, and a channel that is
-// never empty does not keep it from leaving.
-func TestSSEServeTakesWhatIsReadyAtADrain(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		events := make(chan *conduit.SSEEvent, 100)
-		text := strings.Repeat("x", 4<<10)
-		fill := func() {
-			for len(events) < cap(events) {
-				events <- &conduit.SSEEvent{Data: text}
-			}
-		}
-		fill()
-		served := make(chan error, 1)
-		srv, client, url := streamBubble(t, http1Protocol, conduit.Config{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			s, err := conduit.NewSSEStream(w, r)
-			if err == nil {
-				err = s.Serve(events)
-			}
-			served <- err
-		})})
-		s, _ := sseSubscribe(t, client, url)
-		synctest.Wait() // the first batch waits for the client
-		fill()
-		srv.Drain()
-		synctest.Wait()
-		n := 0
-		for {
-			e, err := s.next()
-			if err == io.EOF {
-				break
-			}
-			if err != nil {
-				t.Fatal(err)
-			}
-			if e.data != text {
-				t.Fatalf("event %d is %.20q", n, e.data)
-			}
-			if n++; n > 10*cap(events) {
-				t.Fatal("Serve does not leave")
-			}
-			fill() // never empty
-		}
-		if err := <-served; err != nil || !sseRetries(s.retries) {
-			t.Errorf("Serve = %v, retries %q", err, s.retries)
-		}
-		if n < cap(events) {
-			t.Errorf("%d events came, of %d that were ready", n, cap(events))
-		}
-	})
-}
-
-// What came before an event that cannot be sent is sent.
-func TestSSEServeSendsWhatCameBeforeABadEvent(t *testing.T) {
-	events := make(chan *conduit.SSEEvent, 3)
-	events <- &conduit.SSEEvent{Data: "one"}
-	events <- &conduit.SSEEvent{Data: "two"}
-	events <- &conduit.SSEEvent{ID: "a\nb"}
-	got := sseServe(t, func(s *conduit.SSEStream, r *http.Request) {
-		if err := s.Serve(events); err == nil || !strings.Contains(err.Error(), "ID") {
-			t.Errorf("Serve = %v, want it to name ID", err)
-		}
-	})
-	if parsed, err := sseParse(got.body); err != nil || len(parsed) != 2 {
-		t.Errorf("got %q, %v, want the two before it", got.body, err)
-	}
-}
-
-func TestSSERetryOfLessThanAMillisecond(t *testing.T) {
-	got := sseServe(t, func(s *conduit.SSEStream, r *http.Request) {
-		s.WriteSSE(&conduit.SSEEvent{Retry: time.Microsecond})
-	})
-	if got.body != "retry: 1\n\n" {
-		t.Errorf("got %q, want the shortest that there is", got.body)
-	}
-}
-
-func TestSSEHandlerRefusesWhatComesAfterIt(t *testing.T) {
-	var stream *conduit.SSEStream
-	rec := httptest.NewRecorder()
-	conduit.SSEHandler(func(s *conduit.SSEStream, r *http.Request) error {
-		stream = s
-		return nil
-	}).ServeHTTP(rec, httptest.NewRequest("GET", "/", nil))
-	streamReceive(t, stream.Done(), "Done, for the handler has returned")
-	if err := stream.WriteSSE(&conduit.SSEEvent{Data: "late"}); err == nil || rec.Body.Len() > 0 {
-		t.Errorf("WriteSSE = %v, and the body is %q", err, rec.Body)
-	}
-}
-
-// A client that was cut off before its first event misses nothing either.
+// A client that was disconnected before its first event misses nothing either.
 func TestSSEBrokerTellsEveryClientWhereItStands(t *testing.T) {
 	for _, test := range []struct {
 		name    string
-		cfg     conduit.SSEBrokerConfig
+		replay  int
 		before  []string // published before the client comes
 		away    []string // published while it is away
 		restart bool     // and the broker is another one when it comes back
 		want    []string // what it gets then, before "live"
 	}{
-		{"missed one", conduit.SSEBrokerConfig{}, []string{"old"}, []string{"missed"}, false, []string{"missed"}},
-		{"missed the first there is", conduit.SSEBrokerConfig{}, nil, []string{"first", "second"}, false, []string{"first", "second"}},
-		{"missed nothing", conduit.SSEBrokerConfig{}, []string{"old"}, nil, false, nil},
-		{"nothing there yet", conduit.SSEBrokerConfig{}, nil, nil, false, nil},
-		{"missed more than is kept", conduit.SSEBrokerConfig{Replay: 2}, nil, []string{"1", "2", "3"}, false, []string{"gap:", "2", "3"}},
-		{"restarted", conduit.SSEBrokerConfig{}, []string{"old"}, nil, true, []string{"gap:"}},
-		{"restarted, and more came", conduit.SSEBrokerConfig{}, nil, []string{"new"}, true, []string{"gap:", "new"}},
-		{"no replay, missed nothing", conduit.SSEBrokerConfig{Replay: -1}, []string{"old"}, nil, false, nil},
-		{"no replay, missed one", conduit.SSEBrokerConfig{Replay: -1}, []string{"old"}, []string{"missed"}, false, []string{"gap:"}},
+		{"missed one", 0, []string{"old"}, []string{"missed"}, false, []string{"missed"}},
+		{"missed the first there is", 0, nil, []string{"first", "second"}, false, []string{"first", "second"}},
+		{"missed nothing", 0, []string{"old"}, nil, false, nil},
+		{"nothing there yet", 0, nil, nil, false, nil},
+		{"missed more than is kept", 2, nil, []string{"1", "2", "3"}, false, []string{"gap:", "2", "3"}},
+		{"restarted", 0, []string{"old"}, nil, true, []string{"gap:"}},
+		{"restarted, and more came", 0, nil, []string{"new"}, true, []string{"gap:", "new"}},
+		{"no replay, missed nothing", -1, []string{"old"}, nil, false, nil},
+		{"no replay, missed one", -1, []string{"old"}, []string{"missed"}, false, []string{"gap:"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				b := conduit.NewSSEBroker(&test.cfg)
+				cfg := &conduit.SSEBrokerConfig{Replay: test.replay, Queue: 10}
+				b := conduit.NewSSEBroker(cfg)
 				var current atomic.Pointer[conduit.SSEBroker]
 				current.Store(b)
 				_, client, url := streamBubble(t, http1Protocol, conduit.Config{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -10045,35 +9000,27 @@ func TestSSEBrokerTellsEveryClientWhereItStands(t *testing.T) {
 				})})
 				ssePublish(t, b, test.before...)
 				res, cancel := streamOpen(t, client, url)
-				var first []byte
-				for one := make([]byte, 1); !strings.HasSuffix(string(first), "\n\n"); first = append(first, one[0]) {
-					if _, err := res.Body.Read(one); err != nil {
-						t.Fatal(err)
-					}
-				}
-				s, events, err := sseReadAll(bytes.NewReader(first))
+				first := streamUntil(t, res.Body, "\n\n")
+				s, events, err := sseReadAll(strings.NewReader(first))
 				if err != nil || len(events) != 0 || s.id == "" {
-					t.Fatalf("began with %q, want an ID alone", first)
+					t.Fatalf("got %q first, want an ID alone", first)
 				}
 				cancel()
 				synctest.Wait()
 				if test.restart {
-					b = conduit.NewSSEBroker(&test.cfg)
+					b = conduit.NewSSEBroker(cfg)
 					current.Store(b)
 				}
 				ssePublish(t, b, test.away...)
-				// Twice, for a gap must not come again.
-				for range 2 {
+				want := test.want
+				for range 2 { // for a gap must not come again
 					again, cancel := sseSubscribe(t, client, url, "Last-Event-ID", s.id)
 					synctest.Wait()
 					ssePublish(t, b, "live")
-					want := append(slices.Clone(test.want), "live")
-					if got := sseData(t, again, len(want)); !slices.Equal(got, want) {
-						t.Fatalf("got %q, want %q", got, want)
-					}
+					sseWant(t, again, append(slices.Clip(want), "live")...)
 					cancel()
 					synctest.Wait()
-					s.id, test.want = again.id, nil
+					s.id, want = again.id, nil
 				}
 			})
 		})
@@ -10082,34 +9029,28 @@ func TestSSEBrokerTellsEveryClientWhereItStands(t *testing.T) {
 
 // A client that takes a long replay slowly does not hold up a drain.
 func TestSSEBrokerEndsAReplayAtADrain(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := conduit.NewSSEBroker(nil)
-		srv, client, url := streamBubble(t, http1Protocol, conduit.Config{Handler: b})
-		for i := range 256 {
+	eachBubble(t, func(t *testing.T, p protocol) {
+		b := conduit.NewSSEBroker(&conduit.SSEBrokerConfig{Replay: 1000})
+		srv, client, url := streamBubble(t, p, conduit.Config{Handler: b})
+		for i := range 1000 {
 			ssePublish(t, b, fmt.Sprint(i, strings.Repeat("x", 20<<10)))
 		}
 		s, _ := sseSubscribe(t, client, url, "Last-Event-ID", "old")
 		synctest.Wait()
 		srv.Drain()
 		synctest.Wait()
+		sseWant(t, s, "gap:")
 		got := 0
-		for {
+		for ; ; got++ {
 			e, err := s.next()
 			if err == io.EOF {
 				break
 			}
-			if err != nil {
-				t.Fatal(err)
+			if err != nil || !strings.HasPrefix(e.data, fmt.Sprint(got, "x")) {
+				t.Fatalf("event %d is %.20q, %v", got, e.data, err)
 			}
-			if e.event == "gap" {
-				continue
-			}
-			if !strings.HasPrefix(e.data, fmt.Sprint(got, "x")) {
-				t.Fatalf("event %d is %.20q", got, e.data)
-			}
-			got++
 		}
-		if got > 3 || !sseRetries(s.retries) {
+		if got > 400 || p.http1 && got > 3 || !sseRetries(s.retries) { // HTTP/2 has 4 MB under way
 			t.Errorf("%d events after the drain, retries %q", got, s.retries)
 		}
 	})
@@ -10121,77 +9062,23 @@ func TestSSEBrokerDrainEndsABusyClient(t *testing.T) {
 		b := conduit.NewSSEBroker(&conduit.SSEBrokerConfig{Queue: 1 << 20})
 		srv, client, url := streamBubble(t, http1Protocol, conduit.Config{Handler: b})
 		s, _ := sseSubscribe(t, client, url)
-		synctest.Wait()
+		time.Sleep(time.Second)
 		text := strings.Repeat("x", 20<<10)
 		ssePublish(t, b, text, text, text)
 		synctest.Wait()
 		srv.Drain()
 		for n := 0; ; n++ {
 			_, err := s.next()
-			if err == io.EOF {
-				if n < 3 {
-					t.Errorf("got %d events, want the three that were there", n)
-				}
+			if err == io.EOF && n >= 3 {
 				break
 			}
-			if err != nil {
-				t.Fatal(err)
-			}
-			if n == 1000 {
-				t.Fatal("the client does not end while events are published")
+			if err != nil || n == 1000 {
+				t.Fatalf("%v after %d events, want three and more, and an end", err, n)
 			}
 			ssePublish(t, b, text)
 		}
 		if !sseRetries(s.retries) {
 			t.Errorf("retries %q", s.retries)
-		}
-	})
-}
-
-// publishingWriter publishes as the header goes out.
-type publishingWriter struct {
-	http.ResponseWriter
-	publish func()
-}
-
-func (w *publishingWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
-
-func (w *publishingWriter) Write(p []byte) (int, error) {
-	w.publish()
-	return w.ResponseWriter.Write(p)
-}
-
-// Whoever has the header misses nothing.
-func TestSSEBrokerJoinsBeforeTheHeader(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := conduit.NewSSEBroker(nil)
-		_, client, url := streamBubble(t, http1Protocol, conduit.Config{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			publish := sync.OnceFunc(func() { ssePublish(t, b, "with the header") })
-			b.ServeHTTP(&publishingWriter{w, publish}, r)
-		})})
-		s, _ := sseSubscribe(t, client, url)
-		if got := sseData(t, s, 1); !slices.Equal(got, []string{"with the header"}) {
-			t.Errorf("got %q", got)
-		}
-	})
-}
-
-// Retry alone is no event: it has no ID and pages do not see it.
-func TestSSEBrokerPublishesARetry(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := conduit.NewSSEBroker(nil)
-		_, client, url := streamBubble(t, http1Protocol, conduit.Config{Handler: b})
-		res, _ := streamOpen(t, client, url)
-		synctest.Wait()
-		if err := b.Publish(&conduit.SSEEvent{Retry: time.Second}); err != nil {
-			t.Fatal(err)
-		}
-		synctest.Wait()
-		b.Close()
-		body, err := io.ReadAll(res.Body)
-		_, rest, found := strings.Cut(string(body), "\n\n")
-		if err != nil || !found || !strings.HasPrefix(rest, "retry: 1000\n\n") {
-			t.Errorf("got %q, %v, want the retry alone behind the client's place", body, err)
 		}
 	})
 }
@@ -10202,9 +9089,7 @@ func FuzzSSEEvent(f *testing.F) {
 	f.Add("1", "tick", "data", int64(time.Second))
 	f.Add("", "", "a\nb\rc\r\nd\n", int64(0))
 	f.Add("a\nb", "", "x", int64(0))
-	f.Add("\x00", "", "x", int64(0))
 	f.Add("\x10", "0", "0", int64(1000000060))
-	f.Add("\t", "", "x", int64(0))
 	f.Add("\x7f", "", "x", int64(0))
 	f.Add("", "e\rdata: x", "x", int64(0))
 	f.Add(" ", " ", " ", int64(-1))
@@ -10219,9 +9104,8 @@ func FuzzSSEEvent(f *testing.F) {
 		}
 		e := conduit.SSEEvent{ID: id, Event: event, Data: data, Retry: time.Duration(retry)}
 		err = s.WriteSSE(&e)
-		control := func(c rune) bool { return c < ' ' && c != '\t' || c == 0x7f }
-		invalid := strings.ContainsFunc(id, control) || strings.ContainsAny(event, "\r\n") || retry < 0
-		if invalid != (err != nil) && utf8.ValidString(id+event+data) {
+		unfit := func(c rune) bool { return c < ' ' || c > '~' }
+		if invalid := len(id) > 256 || strings.ContainsFunc(id, unfit) || strings.ContainsAny(event, "\r\n") || retry < 0; invalid != (err != nil) {
 			t.Fatalf("%+q: %v, and invalid %t", e, err, invalid)
 		}
 		if err != nil {
@@ -10234,26 +9118,19 @@ func FuzzSSEEvent(f *testing.F) {
 		if err := s.WriteSSE(&conduit.SSEEvent{Data: "next"}); err != nil {
 			t.Fatal(err)
 		}
-		in, events, err := sseReadAll(bytes.NewReader(rec.Body.Bytes()))
-		if err != nil {
-			t.Fatal(err)
-		}
+		in, events, err := sseReadAll(rec.Body)
 		var want []sseEvent
 		if id != "" || event != "" || data != "" || retry == 0 {
-			name := event
-			if name == "" {
-				name = "message"
-			}
-			want = append(want, sseEvent{id, name, strings.NewReplacer("\r\n", "\n", "\r", "\n").Replace(data)})
+			want = append(want, sseEvent{id, cmp.Or(event, "message"), strings.NewReplacer("\r\n", "\n", "\r", "\n").Replace(data)})
 		}
 		want = append(want, sseEvent{id, "message", "next"})
-		if !slices.Equal(events, want) && utf8.ValidString(id+event+data) || len(events) != len(want) {
+		if err != nil || !slices.Equal(events, want) || len(in.comments) > 0 {
 			t.Errorf("%+q was written as %q, which is %q, want %q", e, written, events, want)
 		}
-		if len(in.retries) > 1 || len(in.comments) > 0 || retry >= int64(time.Millisecond) && len(in.retries) != 1 {
-			t.Fatalf("%+q was written as %q with retries %q and comments %q", e, written, in.retries, in.comments)
+		if (retry > 0) != (len(in.retries) == 1) || len(in.retries) > 1 {
+			t.Fatalf("%+q was written as %q with retries %q", e, written, in.retries)
 		}
-		if len(in.retries) == 1 {
+		if retry > 0 {
 			ms, err := strconv.ParseInt(in.retries[0], 10, 64)
 			if off := ms - retry/1e6; err != nil || off < 0 || off > 1 {
 				t.Errorf("%+q has retry %s, want %v", e, in.retries[0], e.Retry)
@@ -10275,9 +9152,10 @@ func (w sseFuzzWriter) FlushError() error   { return nil }
 // FuzzLastEventID comes back with any id to a broker that knows three.
 func FuzzLastEventID(f *testing.F) {
 	for _, id := range []string{"", "one", "two", "three", "four", "One", " one", "one ", "\x00", "one\x00", "one\ndata: x", "-1", "00000000-1", "18446744073709551616", strings.Repeat("9", 1000), "\xff"} {
-		f.Add(id)
+		f.Add(id, false)
+		f.Add(id, true)
 	}
-	f.Fuzz(func(t *testing.T, id string) {
+	f.Fuzz(func(t *testing.T, id string, query bool) {
 		b := conduit.NewSSEBroker(&conduit.SSEBrokerConfig{Replay: 8})
 		known := []string{"one", "two", "three"}
 		for _, id := range known {
@@ -10288,7 +9166,11 @@ func FuzzLastEventID(f *testing.F) {
 		in, out := io.Pipe()
 		ctx, cancel := context.WithCancel(t.Context())
 		r := httptest.NewRequestWithContext(ctx, "GET", "/", nil)
-		r.Header["Last-Event-Id"] = []string{id}
+		if query {
+			r.URL.RawQuery = "lastEventId=" + url.QueryEscape(id)
+		} else {
+			r.Header["Last-Event-Id"] = []string{id}
+		}
 		ended := make(chan struct{})
 		go func() {
 			defer close(ended)
@@ -10300,7 +9182,7 @@ func FuzzLastEventID(f *testing.F) {
 			<-ended
 		}()
 		for b.Clients() == 0 {
-			time.Sleep(time.Microsecond)
+			runtime.Gosched()
 		}
 		if err := b.Publish(&conduit.SSEEvent{ID: "end", Data: "end"}); err != nil {
 			t.Fatal(err)
@@ -10318,16 +9200,12 @@ func FuzzLastEventID(f *testing.F) {
 			got = append(got, strings.TrimPrefix(e.event+":"+e.data, "message:data of "))
 		}
 		want := append([]string{"gap:"}, known...)
-		if i := slices.Index(known, id); i >= 0 {
+		if i := slices.Index(known, strings.Trim(id, " ")); i >= 0 {
 			want = known[i+1:]
-		}
-		if id == "" {
+		} else if strings.Trim(id, " ") == "" {
 			want = nil
 		}
-		// What no client can have from us, or no header can hold, may as well
-		// be none.
-		odd := strings.ContainsAny(id, "\r\n\x00") || strings.TrimSpace(id) != id || !utf8.ValidString(id)
-		if !slices.Equal(got, want) && !(odd && (len(got) == 0 || slices.Contains(known, strings.TrimSpace(id)))) {
+		if !slices.Equal(got, want) {
 			t.Errorf("%q: got %q, want %q", id, got, want)
 		}
 	})
@@ -12255,13 +11133,20 @@ var ErrTimeout error
 
 func exportedLines(t *testing.T) []string {
 	_, files := parsePackage(t)
-	api := apiListing{t: t, unexported: make(map[string]bool)}
+	api := apiListing{t: t, unexported: make(map[string]bool), embeddedIn: make(map[string][]string)}
 	for _, file := range files {
 		for _, decl := range file.Decls {
 			if decl, ok := decl.(*ast.GenDecl); ok && decl.Tok == token.TYPE {
 				for _, spec := range decl.Specs {
 					name := spec.(*ast.TypeSpec).Name
 					api.unexported[name.Name] = !name.IsExported()
+					if structure, ok := spec.(*ast.TypeSpec).Type.(*ast.StructType); ok && name.IsExported() {
+						for _, field := range structure.Fields.List {
+							if embedded, ok := field.Type.(*ast.Ident); ok && field.Names == nil {
+								api.embeddedIn[embedded.Name] = append(api.embeddedIn[embedded.Name], name.Name)
+							}
+						}
+					}
 				}
 			}
 		}
@@ -12291,7 +11176,8 @@ func exportedLines(t *testing.T) []string {
 // variable that the package exports.
 type apiListing struct {
 	t          *testing.T
-	unexported map[string]bool // types
+	unexported map[string]bool     // types
+	embeddedIn map[string][]string // exported structs, which have the type's methods
 	lines      []string
 }
 
@@ -12302,10 +11188,15 @@ func (l *apiListing) addFunction(decl *ast.FuncDecl) {
 	if decl.Recv != nil {
 		receiver := decl.Recv.List[0]
 		name, _, _ := strings.Cut(strings.TrimPrefix(sourceOf(receiver.Type), "*"), "[")
+		receiver.Names = nil
 		if l.unexported[name] {
+			decl.Body = nil
+			for _, outer := range l.embeddedIn[name] {
+				receiver.Type = &ast.StarExpr{X: ast.NewIdent(outer)}
+				l.add("", decl, nil)
+			}
 			return
 		}
-		receiver.Names = nil
 	}
 	decl.Body = nil
 	l.add("", decl, nil)
@@ -12324,7 +11215,7 @@ func (l *apiListing) addType(spec *ast.TypeSpec) {
 	l.add("type ", spec, nil)
 	prefix := "type " + spec.Name.Name + " struct, "
 	for _, field := range structure.Fields.List {
-		if field.Names == nil {
+		if embedded, ok := field.Type.(*ast.Ident); field.Names == nil && !(ok && l.unexported[embedded.Name]) {
 			l.add(prefix+"embedded ", field.Type, field.Tag)
 		}
 		for _, name := range field.Names {

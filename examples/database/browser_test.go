@@ -5,9 +5,14 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"os/exec"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -96,6 +101,35 @@ func TestPageThatSawNoEventLoadsTheListAgain(t *testing.T) {
 		balancer.send(in)
 		tab.shows(t, "missed")
 	})
+}
+
+// Any status but 200 is final to an EventSource. A proxy answers 502 while the
+// service restarts: the page connects anew, and shows what it missed.
+func TestPageComesBackAfterA502(t *testing.T) {
+	in := start(t, engines[0].newService(t))
+	target, err := url.Parse(in.url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pass := httputil.NewSingleHostReverseProxy(target)
+	var down atomic.Bool
+	refused := make(chan bool, 100)
+	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if down.Load() {
+			w.WriteHeader(http.StatusBadGateway)
+			refused <- true
+			return
+		}
+		pass.ServeHTTP(w, r)
+	}))
+	t.Cleanup(proxy.Close)
+	tab := newBrowser(t).open(t, proxy.URL)
+	down.Store(true)
+	proxy.CloseClientConnections()
+	<-refused
+	in.create(t, "missed")
+	down.Store(false)
+	tab.shows(t, "missed")
 }
 
 // browser is a headless Chromium.

@@ -49,24 +49,32 @@ function reload() {
 	});
 }
 
-const events = new EventSource("/api/events");
-let connected = false;
-events.addEventListener("open", () => {
-	state.textContent = "New posts appear as they are made.";
-	// Only now: what is made while the list is on its way comes as an event.
-	// When the connection was lost, what it missed is sent again, or a gap.
-	if (!connected) {
-		connected = true;
-		reload();
-	}
-});
-events.addEventListener("post", (event) => add(JSON.parse(event.data)));
-events.addEventListener("gap", reload);
-events.addEventListener("error", () => {
-	state.textContent = events.readyState === EventSource.CLOSED
-		? "The service has ended the connection. Reload the page to see new posts."
-		: "The connection is lost. It is tried again.";
-});
+// follow connects. The browser comes back by itself when a response ends, but
+// takes any status other than 200 for final, such as a proxy's 502 while the
+// service restarts: then follow connects anew.
+function follow() {
+	const events = new EventSource("/api/events");
+	let connected = false;
+	events.addEventListener("open", () => {
+		state.textContent = "New posts appear as they are made.";
+		// Only now: what is made while the list is on its way comes as an event.
+		// When the connection was lost, what it missed is sent again, or a gap.
+		if (!connected) {
+			connected = true;
+			reload();
+		}
+	});
+	events.addEventListener("post", (event) => add(JSON.parse(event.data)));
+	events.addEventListener("gap", reload);
+	events.addEventListener("error", () => {
+		state.textContent = "The connection is lost. It is tried again.";
+		if (events.readyState === EventSource.CLOSED) {
+			setTimeout(follow, 2000 + 8000 * Math.random());
+		}
+	});
+}
+
+follow();
 
 // The list shows the new post when its event comes, as on every other page.
 form.addEventListener("submit", async (event) => {
