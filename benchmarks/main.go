@@ -40,9 +40,6 @@ type options struct {
 	serverCPU  string
 	clientCPU  string
 	serve, dir string
-	address    string
-	restarts   uint
-	attackers  uint
 }
 
 // run returns the exit status: 0 when all was measured, 2 for flags that make
@@ -60,9 +57,6 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	flags.StringVar(&o.clientCPU, "client-cpu", "1", "the processor for the clients")
 	flags.StringVar(&o.serve, "serve", "", "serve one `peer`, which the runner starts by itself")
 	flags.StringVar(&o.dir, "dir", "", "`directory` for the files of -serve")
-	flags.StringVar(&o.address, "address", "", "`address` for -serve, for an instance to restart")
-	flags.UintVar(&o.restarts, "restarts", 0, "only restart two instances behind each proxy so `often`, under load")
-	flags.UintVar(&o.attackers, "attackers", 0, "only attack servers slowly, with so `many` connections")
 	switch err := flags.Parse(args); {
 	case errors.Is(err, flag.ErrHelp):
 		return 0
@@ -81,20 +75,6 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
-	if o.restarts > 0 {
-		if err := measureRestarts(ctx, int(o.restarts), stdout); err != nil {
-			fmt.Fprintln(stderr, "benchmarks:", err)
-			return 1
-		}
-		return 0
-	}
-	if o.attackers > 0 {
-		if err := measureAttacks(ctx, int(o.attackers), stdout); err != nil {
-			fmt.Fprintln(stderr, "benchmarks:", err)
-			return 1
-		}
-		return 0
-	}
 	chosen, err := o.choose()
 	if err != nil {
 		fmt.Fprintln(stderr, "benchmarks:", err)
@@ -121,10 +101,7 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 }
 
 func (o *options) serveOne(stdin io.Reader, stdout io.Writer) error {
-	if o.address != "" {
-		return serveInstance(o.serve, o.address, o.dir)
-	}
-	for _, p := range append(peers(), attackedPeers()...) {
+	for _, p := range peers() {
 		if p.name == o.serve {
 			return serve(&p, o.dir, stdin, stdout)
 		}

@@ -208,18 +208,12 @@ func (p *process) base(r *route) string {
 // that r needs.
 func enoughFiles(r *route) error {
 	need := map[kind]uint64{requests: 100, fanOut: fanOutClients + 100, connections: openConnections + 100}[r.kind]
-	return mayOpen(need, r.name+" needs")
-}
-
-// mayOpen returns an error if the process may not open so many files. The error
-// begins with whoNeeds.
-func mayOpen(need uint64, whoNeeds string) error {
 	var limit syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
 		return err
 	}
 	if limit.Cur < need {
-		return fmt.Errorf("%s %d file descriptors and the limit is %d: raise it with ulimit -n %d", whoNeeds, need, limit.Cur, need)
+		return fmt.Errorf("%s needs %d file descriptors and the limit is %d: raise it with ulimit -n %d", r.name, need, limit.Cur, need)
 	}
 	return nil
 }

@@ -17,7 +17,10 @@ var errNoNginx = errors.New("nginx is not installed (on Debian: apt-get install 
 // serveNginx starts an nginx in one process, set up for speed: sendfile, open
 // files cached, the script compressed before.
 func serveNginx(s *site, l, secure net.Listener) (*service, error) {
-	program, err := findProgram("nginx")
+	program, err := exec.LookPath("nginx")
+	if err != nil { // Debian has it where not everybody's PATH leads
+		program, err = exec.LookPath("/usr/sbin/nginx")
+	}
 	if err != nil {
 		return nil, errNoNginx
 	}
@@ -54,7 +57,8 @@ func serveNginx(s *site, l, secure net.Listener) (*service, error) {
 			return nil, fmt.Errorf("nginx: %w: %s", err, strings.TrimSpace(stderr.String()))
 		case <-time.After(50 * time.Millisecond):
 		}
-		if answers(addr) {
+		if conn, err := net.Dial("tcp", addr); err == nil {
+			conn.Close()
 			return &service{pid: cmd.Process.Pid, stop: func() error {
 				err := cmd.Process.Kill()
 				<-exited
@@ -66,24 +70,6 @@ func serveNginx(s *site, l, secure net.Listener) (*service, error) {
 	return nil, errors.New("nginx: does not listen after 5 s")
 }
 
-// findProgram looks for a daemon where it is not in PATH for everybody, too.
-func findProgram(name string) (string, error) {
-	program, err := exec.LookPath(name)
-	if err != nil {
-		program, err = exec.LookPath("/usr/sbin/" + name)
-	}
-	return program, err
-}
-
-// nginxTempPaths keeps what nginx has to make below DIR.
-const nginxTempPaths = `
-	client_body_temp_path DIR/nginx-body;
-	proxy_temp_path DIR/nginx-proxy;
-	fastcgi_temp_path DIR/nginx-fastcgi;
-	uwsgi_temp_path DIR/nginx-uwsgi;
-	scgi_temp_path DIR/nginx-scgi;
-`
-
 const nginxConfig = `
 daemon off;
 master_process off;
@@ -93,7 +79,12 @@ events { worker_connections 20000; }
 http {
 	types { text/plain txt; text/javascript js; application/pdf pdf; }
 	access_log off;
-` + nginxTempPaths + `	sendfile on;
+	client_body_temp_path DIR/nginx-body;
+	proxy_temp_path DIR/nginx-proxy;
+	fastcgi_temp_path DIR/nginx-fastcgi;
+	uwsgi_temp_path DIR/nginx-uwsgi;
+	scgi_temp_path DIR/nginx-scgi;
+	sendfile on;
 	tcp_nopush on;
 	keepalive_timeout 60s;
 	keepalive_requests 100000000;
