@@ -271,6 +271,12 @@ func (f *faultList) add(format string, args ...any) {
 // without losing a request. [New] makes one; its methods may be called from
 // any goroutine. Like an http.Server it serves once: after Shutdown or Close
 // it does not serve again.
+//
+// An aborted response never looks whole. On HTTP/1.1 its last chunk is missing,
+// on HTTP/2 its stream is reset. HTTP/1.0, which nginx speaks to its upstreams
+// before version 1.29.7 unless it is told otherwise, ends a body by the end of
+// the connection, so the Server resets the connection. A Unix socket has no
+// reset, nor does [Server.Close] send one: there, HTTP/1.0 cannot tell.
 type Server struct {
 	http    *http.Server
 	address string
@@ -612,7 +618,7 @@ func (s *Server) shutdown(ctx context.Context) shutdownReport {
 	s.linger(ctx)
 	phase(&report.lingering)
 
-	s.closeConns(true)
+	s.closeNewConns()
 	stopped := make(chan struct{})
 	go func() {
 		// It waits for the accept loops without a deadline, and one of them
@@ -632,7 +638,7 @@ func (s *Server) shutdown(ctx context.Context) shutdownReport {
 	if ctx.Err() != nil {
 		report.cut, report.unfinished, report.hijackedLeft = s.conns.Load(), s.requests.Load(), s.hijacked.Load()
 		report.cause = context.Cause(ctx)
-		s.cut(errShutdown)
+		s.cut(errShutdown, resetConn)
 	}
 	<-stopped
 	phase(&report.waiting)
@@ -720,24 +726,29 @@ func (s *Server) wait(ctx context.Context, done func() bool) {
 	}
 }
 
-// closeConns closes the connections that are open, or only the silent ones.
-func (s *Server) closeConns(silentOnly bool) {
-	s.mu.Lock()
-	open := maps.Clone(s.open)
-	s.mu.Unlock()
-	for c, silent := range open {
-		if silent || !silentOnly {
+// closeNewConns closes the connections from which no request was read.
+func (s *Server) closeNewConns() {
+	for c, silent := range s.openConns() {
+		if silent {
 			c.Close()
 		}
 	}
 }
 
+func (s *Server) openConns() map[net.Conn]bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return maps.Clone(s.open)
+}
+
 // cut cancels the requests that run and closes the listeners and connections.
 // Connections go first: http.Server.Close waits for the accept loops, which may
 // wait for one of them.
-func (s *Server) cut(cause error) error {
+func (s *Server) cut(cause error, closeConn func(net.Conn)) error {
 	s.cancelRequests(cause)
-	s.closeConns(false)
+	for c := range s.openConns() {
+		closeConn(c)
+	}
 	return s.http.Close()
 }
 
@@ -761,7 +772,9 @@ func (s *Server) Close() error {
 		return nil
 	}
 	s.Drain()
-	err := s.cut(http.ErrServerClosed)
+	// Not by resets: what a client has not read yet of a whole response is to
+	// arrive.
+	err := s.cut(http.ErrServerClosed, func(c net.Conn) { c.Close() })
 	s.end()
 	return err
 }
@@ -970,13 +983,14 @@ type serverHandler struct {
 }
 
 func (h *serverHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	x := &exchange{ResponseWriter: w, server: h.server, outermost: true}
+	x := &exchange{ResponseWriter: w, incoming: r, server: h.server, outermost: true}
 	h.server.requests.Add(1)
 	defer x.finish()
 	if r.ProtoMajor == 2 {
 		growStack(false)
 	}
 	h.next.ServeHTTP(x, r)
+	x.returned = true
 }
 
 // growStack has the goroutine's stack grow to the 8 KiB that a reply through
@@ -1137,9 +1151,11 @@ type exchange struct {
 	http.ResponseWriter
 	context.Context              // set by RequestID
 	request         http.Request // RequestID's copy, with this context
+	incoming        *http.Request
 
 	server    *Server // nil outside a conduit Server
 	outermost bool    // made by the Server
+	returned  bool    // the server's handler has, and not panicked
 	finished  atomic.Bool
 	muted     atomic.Bool // by muteReply: what is still written goes nowhere
 	unlimited atomic.Bool // the handler has cleared the write deadline
@@ -1160,7 +1176,7 @@ func exchangeOf(w http.ResponseWriter, r *http.Request) *exchange {
 	if x, ok := w.(*exchange); ok {
 		return x
 	}
-	x := &exchange{ResponseWriter: w}
+	x := &exchange{ResponseWriter: w, incoming: r}
 	for w = unwrap(w); w != nil; w = unwrap(w) {
 		if outer, ok := w.(*exchange); ok {
 			x.server, x.id, x.recovers = outer.server, outer.id, outer.recovers
@@ -1356,12 +1372,8 @@ func (x *exchange) announceClose(status int) {
 // finish is called once the handler of the server has returned or panicked.
 func (x *exchange) finish() {
 	s := x.server
-	if x.status == 0 && !x.hijacked {
-		x.announceClose(http.StatusOK)
-	}
-	if x.unlimited.Load() && !x.hijacked && s.http.WriteTimeout > 0 {
-		// What net/http still has to write is not to wait for ever.
-		http.NewResponseController(x.ResponseWriter).SetWriteDeadline(time.Now().Add(s.http.WriteTimeout))
+	if !x.hijacked {
+		x.finishResponse()
 	}
 	x.finished.Store(true)
 	s.requests.Add(-1)
@@ -1375,6 +1387,59 @@ func (x *exchange) finish() {
 		}
 		s.notify()
 	}
+}
+
+// finishResponse prepares for the end of the response, which net/http writes
+// next unless the handler has panicked.
+func (x *exchange) finishResponse() {
+	if x.status == 0 {
+		x.announceClose(http.StatusOK)
+	}
+	if limit := x.server.http.WriteTimeout; x.unlimited.Load() && limit > 0 {
+		// What net/http still has to write is not to wait for ever.
+		http.NewResponseController(x.ResponseWriter).SetWriteDeadline(time.Now().Add(limit))
+	}
+	if x.status != 0 && !x.incoming.ProtoAtLeast(1, 1) && x.isAborted() {
+		x.reset()
+	}
+}
+
+// isAborted reports whether the response to an HTTP/1.0 request, which has
+// started, is not whole.
+func (x *exchange) isAborted() bool {
+	// The length of a body that still fits in net/http's buffer is announced.
+	// The end of a longer one is written here, so that a failure is seen.
+	const buffered = 2048
+	return !x.returned || x.muted.Load() || x.bytes >= buffered && x.FlushError() != nil
+}
+
+// reset resets the connection. To an HTTP/1.0 client the end of the connection
+// is the end of the body, and nothing else says that it came too soon.
+func (x *exchange) reset() {
+	rc := http.NewResponseController(x.ResponseWriter)
+	rc.SetWriteDeadline(time.Unix(1, 0)) // Hijack flushes the header
+	if conn, _, err := rc.Hijack(); err == nil {
+		resetConn(conn)
+	}
+}
+
+// resetConn closes a connection with a reset, and in the normal way where it
+// has none, as over a Unix socket. It goes past a tls.Conn, whose Close says
+// that all is well.
+func resetConn(conn net.Conn) {
+	inner := conn
+	for {
+		c, ok := inner.(interface{ NetConn() net.Conn })
+		if !ok {
+			break
+		}
+		inner = c.NetConn()
+	}
+	if c, ok := inner.(interface{ SetLinger(sec int) error }); ok {
+		c.SetLinger(0)
+	}
+	inner.Close()
+	conn.Close()
 }
 
 type exchangeKey struct{}

@@ -730,6 +730,63 @@ func TestLateWritesHarmNobody(t *testing.T) {
 	})
 }
 
+// HTTP/1.0 ends a body by the end of its connection: only a reset says that it
+// came too soon.
+func TestHTTP10AbortIsAReset(t *testing.T) {
+	large := strings.Repeat("0123456789", 2000)
+	start := func(w http.ResponseWriter) {
+		io.WriteString(w, large)
+		w.(http.Flusher).Flush()
+	}
+	items := func(yield func(string, error) bool) { _ = yield(large, nil) && yield("", errors.New("no more")) }
+	tests := []struct {
+		name    string
+		chain   conduit.Middleware
+		handler http.HandlerFunc
+		whole   bool
+	}{
+		{"panic", conduit.Recovery(), func(w http.ResponseWriter, r *http.Request) { start(w); panic("boom") }, false},
+		{"panic without Recovery", conduit.Chain(), func(w http.ResponseWriter, r *http.Request) { start(w); panic("boom") }, false},
+		{"ErrAbortHandler", conduit.Compression(), func(w http.ResponseWriter, r *http.Request) { start(w); panic(http.ErrAbortHandler) }, false},
+		{"Timeout", conduit.Timeout(20 * time.Millisecond), func(w http.ResponseWriter, r *http.Request) { start(w); <-r.Context().Done() }, false},
+		{"FastTimeout", conduit.FastTimeout(20 * time.Millisecond), func(w http.ResponseWriter, r *http.Request) { start(w); <-r.Context().Done() }, false},
+		{"failing stream", conduit.Timeout(time.Minute), func(w http.ResponseWriter, r *http.Request) { conduit.StreamJSON(w, r, items) }, false},
+		{"WriteTimeout", conduit.Chain(), func(w http.ResponseWriter, r *http.Request) {
+			start(w)
+			http.NewResponseController(w).SetWriteDeadline(time.Now())
+			io.WriteString(w, "the end")
+		}, false},
+		{"Shutdown", conduit.Chain(), func(w http.ResponseWriter, r *http.Request) { start(w); <-r.Context().Done() }, false},
+		{"whole", conduit.Recovery(), func(w http.ResponseWriter, r *http.Request) { start(w); io.WriteString(w, large) }, true},
+		{"whole and small", conduit.Timeout(time.Minute), func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "small") }, true},
+		{"500", conduit.Recovery(), func(w http.ResponseWriter, r *http.Request) { panic("boom") }, true},
+	}
+	for _, tt := range tests {
+		for _, secure := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s/TLS %v", tt.name, secure), func(t *testing.T) {
+				p := protocol{secure: secure, http1: true}
+				srv := p.server(t, &conduit.Config{Handler: tt.chain(tt.handler)})
+				var conn net.Conn
+				conn, _ = rawDial(t, strings.TrimPrefix(serve(t, srv), "http://"))
+				if secure {
+					conn = tls.Client(conn, &tls.Config{RootCAs: testCertificate().pool, ServerName: "conduit.test"})
+				}
+				io.WriteString(conn, "GET / HTTP/1.0\r\n\r\n")
+				if tt.name == "Shutdown" {
+					io.ReadFull(conn, make([]byte, len(large)))
+					ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+					defer cancel()
+					srv.Shutdown(ctx)
+				}
+				got, err := io.ReadAll(conn)
+				if tt.whole && err != nil || !tt.whole && !errors.Is(err, syscall.ECONNRESET) {
+					t.Errorf("%d bytes and %v, want a reset: %v", len(got), err, !tt.whole)
+				}
+			})
+		}
+	}
+}
+
 func TestInformationalRepliesPass(t *testing.T) {
 	eachProtocol(t, func(t *testing.T, p protocol) {
 		for _, limit := range timeouts {
