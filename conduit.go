@@ -2337,7 +2337,7 @@ func (z *compressWriter) finish() {
 }
 
 // leaveUncoded has every Compression around w leave the reply as it is, and its
-// Content-Length with it. FastTimeout needs that.
+// Content-Length with it. A Timeout's response needs that.
 func leaveUncoded(w http.ResponseWriter) {
 	for ; w != nil; w = unwrap(w) {
 		if z, ok := w.(*compressWriter); ok {
@@ -2570,6 +2570,22 @@ func cutReply(w http.ResponseWriter, r *http.Request) {
 	if !muteReply(w) && r.Context().Value(http.ServerContextKey) != nil {
 		panic(http.ErrAbortHandler)
 	}
+}
+
+// closeAfterResponse has net/http close an HTTP/1 connection after the response,
+// and not read the rest of the request first. The client, which may still be
+// sending, gets the response and half a second to read it: closed at once, with
+// data unread, the connection would be reset, and the response with it.
+//
+// net/http does so for its own MaxBytesReader, whose private signal goes to the
+// innermost writer only.
+func closeAfterResponse(w http.ResponseWriter) {
+	w.Header()["Connection"] = []string{"close"}
+	for inner := unwrap(w); inner != nil; inner = unwrap(w) {
+		w = inner
+	}
+	var b [1]byte
+	http.MaxBytesReader(w, io.NopCloser(strings.NewReader("x")), 0).Read(b[:])
 }
 
 // canFlush reports whether what is written to w can be flushed. The wrappers of

@@ -4085,6 +4085,47 @@ func TestTimeoutFreesAHandlerStuckInTheBody(t *testing.T) {
 	})
 }
 
+// A connection that is closed with data unread is reset, and the response may
+// be lost with it.
+func TestTimeoutAnswersAClientThatIsStillSending(t *testing.T) {
+	handlers := map[string]http.HandlerFunc{
+		"waits":  func(w http.ResponseWriter, r *http.Request) { <-r.Context().Done() },
+		"sleeps": func(w http.ResponseWriter, r *http.Request) { time.Sleep(100 * time.Millisecond) },
+		"reads":  func(w http.ResponseWriter, r *http.Request) { io.Copy(io.Discard, r.Body) },
+	}
+	for name, h := range handlers {
+		for _, limit := range timeouts {
+			for _, header := range []string{"Content-Length: 100000", "Transfer-Encoding: chunked", "Connection: close\r\nContent-Length: 100000"} {
+				t.Run(name+"/"+limit.name+"/"+header, func(t *testing.T) {
+					srv := newServer(t, conduit.DefaultConfig(conduit.Chain(conduit.Logging(), limit.new(20*time.Millisecond))(h)))
+					conn, br := rawDial(t, strings.TrimPrefix(serve(t, srv), "http://"))
+					piece := "3e8\r\n" + strings.Repeat("x", 1000) + "\r\n"
+					send := func() {
+						if _, err := io.WriteString(conn, piece); err != nil {
+							t.Errorf("the client may not send: %v", err)
+						}
+					}
+					fmt.Fprintf(conn, "POST / HTTP/1.1\r\nHost: x\r\n%s\r\n\r\n", header)
+					send()
+					res, err := http.ReadResponse(br, nil)
+					if err != nil {
+						t.Fatal(err)
+					}
+					body, err := io.ReadAll(res.Body)
+					if res.StatusCode != 503 || !res.Close || string(body) != "Service Unavailable\n" || err != nil {
+						t.Errorf("got %d %q, close %v, %v; want the 503, and close", res.StatusCode, body, res.Close, err)
+					}
+					send()
+					if rest, err := io.ReadAll(br); len(rest) > 0 || err != nil {
+						t.Errorf("then %q, %v; want the end", rest, err)
+					}
+					send()
+				})
+			}
+		}
+	}
+}
+
 // A wrapper without Unwrap hides the deadlines. The client is answered even so,
 // while the handler waits on for a body that does not come.
 func TestTimeoutAnswersWithoutDeadlines(t *testing.T) {
@@ -12727,6 +12768,9 @@ func serveOn(t *testing.T, srv *conduit.Server, l net.Listener) {
 }
 
 func serveBubble(t *testing.T, srv *conduit.Server, l *pipeListener) {
+	// net/http may wait for half a second before it closes a connection, and a
+	// bubble whose test has ended has no time.
+	t.Cleanup(func() { time.Sleep(time.Second) })
 	serveOn(t, srv, l)
 }
 

@@ -116,8 +116,9 @@ func FastTimeout(d time.Duration) Middleware {
 // Nothing is buffered: until then writes and flushes go straight through,
 // informational replies and sendfile too. The connection's write deadline is
 // moved to 5 seconds after the timeout where the server's WriteTimeout is
-// sooner, so that the reply for a late handler is delivered. Hijacking the
-// connection ends the timeout.
+// sooner, so that the reply for a late handler is delivered. A client that is
+// still sending its request then has half a second to read the response before
+// an HTTP/1 connection is closed. Hijacking the connection ends the timeout.
 //
 // The handler runs on a goroutine of its own unless Fast is set. A panic there
 // is taken to the serving goroutine, with its value and stack, where [Recovery]
@@ -675,55 +676,63 @@ func (t *timeoutWriter) finish() {
 	}
 }
 
-// answer replies for a handler that is late. It reports false if the reply had
-// begun, which then has to be cut. From the moment the state is timeoutFired
-// the handler starts no new write; here the one it may be in is waited for.
+// answer responds for a handler that is late. It reports false if the response
+// had started, which then has to be aborted. From the moment the state is
+// timeoutFired the handler starts no new write; here the one it may be in is
+// waited for.
 func (t *timeoutWriter) answer() bool {
 	t.control.Lock()
 	defer t.control.Unlock()
+	defer t.freeReader()
 	rc := http.NewResponseController(t.ResponseWriter)
-	past := time.Unix(1, 0)
-	begun := t.started.Load()
-	if begun {
-		rc.SetWriteDeadline(past)
+	if t.started.Load() {
+		rc.SetWriteDeadline(time.Unix(1, 0))
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	h := t.handler
-	hasBody := t.original.Body != nil && t.original.Body != http.NoBody
-	if hasBody {
-		rc.SetReadDeadline(past)
-	}
-	if begun || t.started.Load() {
+	if t.started.Load() {
 		return false
 	}
 
+	h := t.handler
 	header := t.ResponseWriter.Header()
 	clearRepresentation(header)
 	header["Content-Type"] = h.contentType
 	header["Content-Length"] = h.contentLength
-	if h.Fast {
-		// The reply ends by its Content-Length while the handler goes on.
-		leaveUncoded(t.ResponseWriter)
-	}
 	http1 := t.original.ProtoMajor == 1
-	if http1 && (hasBody || h.Fast) {
-		// Without it net/http reads the rest of the body before it replies,
-		// and for that it waits for a handler that is stuck in Read. On
-		// HTTP/2 it would close the other streams.
+	switch { // on HTTP/2 either would close the other streams
+	case http1 && t.hasBody():
+		// net/http would wait for a handler that is stuck in Read to read the
+		// rest of the body.
+		closeAfterResponse(t.ResponseWriter)
+	case http1 && h.Fast:
 		header["Connection"] = []string{"close"}
 	}
+	// The response ends by its Content-Length, whatever the handler still does.
+	leaveUncoded(t.ResponseWriter)
 	t.ResponseWriter.WriteHeader(h.Status)
 	t.ResponseWriter.Write(h.body)
-	if h.Fast {
-		rc.Flush()
-		if !http1 {
-			// The end of the stream comes with the handler's. If that does
-			// not come soon, a reset has to do.
-			rc.SetWriteDeadline(time.Now().Add(time.Second))
-		}
+	rc.Flush()
+	if h.Fast && !http1 {
+		// The end of the stream comes with the handler's. If that does
+		// not come soon, a reset has to do.
+		rc.SetWriteDeadline(time.Now().Add(time.Second))
 	}
 	return true
+}
+
+func (t *timeoutWriter) hasBody() bool {
+	return t.original.Body != nil && t.original.Body != http.NoBody
+}
+
+// freeReader frees a handler that waits for the request's body. The deadline
+// ends its Read and Close makes the next one fail: net/http lifts the deadline
+// of a Read that it finds when it ends the request, and would then wait for the
+// rest of the body without one.
+func (t *timeoutWriter) freeReader() {
+	if t.hasBody() && http.NewResponseController(t.ResponseWriter).SetReadDeadline(time.Unix(1, 0)) == nil {
+		t.original.Body.Close()
+	}
 }
 
 // outlast counts the handlers that go on when their request has been answered,
