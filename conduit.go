@@ -1157,14 +1157,15 @@ type exchange struct {
 	outermost bool    // made by the Server
 	returned  bool    // the server's handler has, and not panicked
 	finished  atomic.Bool
-	muted     atomic.Bool // by muteReply: what is still written goes nowhere
-	unlimited atomic.Bool // the handler has cleared the write deadline
+	muted     atomic.Bool  // by muteReply: what is still written goes nowhere
+	deadline  atomic.Int64 // of writes, in Unix nanoseconds; 0 until it is set, or noDeadline
 
 	id       string
 	idHeader [1]string // id, as the value of a header field
 
 	status   int   // 0 until the header is written; never informational
 	bytes    int64 // of the body, as the handler wrote it
+	flushed  bool  // nothing was written since the last flush
 	hijacked bool
 	recovers bool // set by Recovery, before what is inside of it runs
 }
@@ -1250,7 +1251,7 @@ func (x *exchange) Write(p []byte) (int, error) {
 	}
 	x.begin(http.StatusOK)
 	n, err := x.ResponseWriter.Write(p)
-	x.bytes += int64(n)
+	x.count(int64(n))
 	return n, err
 }
 
@@ -1262,8 +1263,16 @@ func (x *exchange) WriteString(p string) (int, error) {
 	}
 	x.begin(http.StatusOK)
 	n, err := io.WriteString(x.ResponseWriter, p)
-	x.bytes += int64(n)
+	x.count(int64(n))
 	return n, err
+}
+
+// count counts bytes of the body, which a response to a HEAD does not have.
+func (x *exchange) count(n int64) {
+	x.flushed = false
+	if x.incoming.Method != http.MethodHead {
+		x.bytes += n
+	}
 }
 
 // ReadFrom keeps sendfile: net/http uses it only when the wrapper forwards
@@ -1291,7 +1300,8 @@ func (x *exchange) ReadFrom(src io.Reader) (int64, error) {
 	if n > 0 && x.status == 0 {
 		x.status = http.StatusOK
 	}
-	x.bytes += n
+	x.count(n)
+	x.flushed = err == nil && n > sniffLen // net/http passes the rest straight to the connection
 	return n, err
 }
 
@@ -1306,11 +1316,14 @@ func (x *exchange) FlushError() error {
 		x.announceClose(http.StatusOK)
 	}
 	err := http.NewResponseController(x.ResponseWriter).Flush()
+	x.flushed = err == nil
 	if x.status == 0 && !errors.Is(err, http.ErrNotSupported) {
 		x.status = http.StatusOK
 	}
 	return err
 }
+
+const noDeadline = -1
 
 // The deadlines are forwarded by hand so that they, too, end with the handler:
 // through Unwrap a goroutine left behind would set those of the next request
@@ -1327,7 +1340,11 @@ func (x *exchange) SetWriteDeadline(deadline time.Time) error {
 	if err := x.usable(); err != nil {
 		return err
 	}
-	x.unlimited.Store(deadline.IsZero())
+	if deadline.IsZero() {
+		x.deadline.Store(noDeadline)
+	} else {
+		x.deadline.Store(deadline.UnixNano())
+	}
 	return http.NewResponseController(x.ResponseWriter).SetWriteDeadline(deadline)
 }
 
@@ -1395,22 +1412,69 @@ func (x *exchange) finishResponse() {
 	if x.status == 0 {
 		x.announceClose(http.StatusOK)
 	}
-	if limit := x.server.http.WriteTimeout; x.unlimited.Load() && limit > 0 {
+	if limit := x.server.http.WriteTimeout; x.deadline.Load() == noDeadline && limit > 0 {
 		// What net/http still has to write is not to wait for ever.
 		http.NewResponseController(x.ResponseWriter).SetWriteDeadline(time.Now().Add(limit))
 	}
-	if x.status != 0 && !x.incoming.ProtoAtLeast(1, 1) && x.isAborted() {
+	if x.status == 0 || x.incoming.ProtoAtLeast(1, 1) {
+		return
+	}
+	// net/http announces the length of a body that still fits in its buffer.
+	// The end of a longer one is written here, so that a failure is seen.
+	const buffered = 2048
+	if !x.returned || x.muted.Load() || x.bytes >= buffered && x.FlushError() != nil {
 		x.reset()
 	}
 }
 
-// isAborted reports whether the response to an HTTP/1.0 request, which has
-// started, is not whole.
-func (x *exchange) isAborted() bool {
-	// The length of a body that still fits in net/http's buffer is announced.
-	// The end of a longer one is written here, so that a failure is seen.
-	const buffered = 2048
-	return !x.returned || x.muted.Load() || x.bytes >= buffered && x.FlushError() != nil
+// isAborted reports whether the client cannot have the whole response of a
+// handler that has returned. start and end are those of the request.
+func (x *exchange) isAborted(start, end time.Time) bool {
+	if x.muted.Load() {
+		return true
+	}
+	if x.incoming.Method == http.MethodHead && x.status != 0 {
+		return false // on HTTP/2 its stream may end before its handler
+	}
+	length := x.bodyLength()
+	if x.flushed && 0 <= length && length <= x.bytes {
+		return false
+	}
+	// Failed writes have ended the context. Others have not happened yet: what
+	// is written last waits in net/http's buffer for the handler to return.
+	return x.bytes < length || x.incoming.Context().Err() != nil || x.isPastDeadline(start, end)
+}
+
+// bodyLength returns how long the body has to be, -1 if nothing says so.
+func (x *exchange) bodyLength() int64 {
+	if x.incoming.Method == http.MethodHead || x.status == http.StatusNoContent || x.status == http.StatusNotModified {
+		return 0
+	}
+	return contentLength(x.ResponseWriter.Header())
+}
+
+// contentLength returns the Content-Length in a header, -1 if it has none that
+// is valid.
+func contentLength(h http.Header) int64 {
+	if values := h["Content-Length"]; len(values) == 1 {
+		if n, err := strconv.ParseInt(values[0], 10, 64); err == nil && n >= 0 {
+			return n
+		}
+	}
+	return -1
+}
+
+// isPastDeadline reports whether nothing more may be written at end.
+func (x *exchange) isPastDeadline(start, end time.Time) bool {
+	switch deadline := x.deadline.Load(); deadline {
+	case noDeadline:
+		return false
+	case 0:
+		limit := writeTimeoutOf(x.incoming.Context())
+		return limit > 0 && end.Sub(start) >= limit
+	default:
+		return end.UnixNano() >= deadline
+	}
 }
 
 // reset resets the connection. To an HTTP/1.0 client the end of the connection
@@ -1668,8 +1732,14 @@ func Logging() Middleware { return LoggingWith(nil) }
 // attributes method, path (without the query, which may hold secrets), pattern
 // (the route, as the router has set it on the request), status, bytes (of the
 // body, before any compression outside of it), duration, remote and, behind
-// [RequestID], request_id. aborted=true says that the reply was cut; its status
-// is 0 if nothing was sent. The status of a hijacked connection is 101.
+// [RequestID], request_id. The status of a hijacked connection is 101.
+//
+// aborted=true says that the client cannot have the whole response: its handler
+// panicked, a Timeout or a stream aborted it, it has fewer bytes than its
+// Content-Length, or its handler returned when the request's context had ended,
+// because the client had left or a shutdown was out of time, or when the write
+// deadline had passed. Its status is 0 if nothing was written. A response of
+// known length that was written and flushed before is whole.
 //
 // It belongs outside [Timeout]: inside, it sees the handler's end and not the
 // reply that the client got.
@@ -1691,16 +1761,23 @@ func LoggingWith(cfg *LoggingConfig) Middleware {
 			start := time.Now()
 			returned := false
 			defer func() {
-				if returned {
-					c.log(x, r, path, start, x.status, x.muted.Load())
-					return
+				var value any
+				if !returned {
+					value = recover()
 				}
-				value := recover()
-				if status := x.status; status == 0 && recovers && !x.hijacked && value != http.ErrAbortHandler {
-					c.log(x, r, path, start, http.StatusInternalServerError, false)
-				} else {
-					c.log(x, r, path, start, status, true)
+				end := time.Now()
+				status, aborted := x.status, !returned
+				switch {
+				case x.hijacked:
+					status = http.StatusSwitchingProtocols
+				case !returned && status == 0 && recovers && value != http.ErrAbortHandler:
+					status, aborted = http.StatusInternalServerError, false // Recovery's
+				case returned:
+					if aborted = x.isAborted(start, end); status == 0 && !aborted {
+						status = http.StatusOK
+					}
 				}
+				c.log(x, r, path, start, end, status, aborted)
 				if value != nil {
 					panic(value)
 				}
@@ -1711,13 +1788,7 @@ func LoggingWith(cfg *LoggingConfig) Middleware {
 	}
 }
 
-func (c *LoggingConfig) log(x *exchange, r *http.Request, path string, start time.Time, status int, aborted bool) {
-	if status == 0 && !aborted {
-		status = http.StatusOK
-		if x.hijacked {
-			status = http.StatusSwitchingProtocols
-		}
-	}
+func (c *LoggingConfig) log(x *exchange, r *http.Request, path string, start, end time.Time, status int, aborted bool) {
 	level := slog.LevelInfo
 	if status >= 500 {
 		level = slog.LevelError
@@ -1726,17 +1797,16 @@ func (c *LoggingConfig) log(x *exchange, r *http.Request, path string, start tim
 	if !logger.Enabled(r.Context(), level) {
 		return
 	}
-	duration := time.Since(start)
 	// A Record made by hand has no program counter: finding it costs more
 	// than the rest, and it would always point here.
-	record := slog.NewRecord(start.Add(duration), level, "request", 0)
+	record := slog.NewRecord(end, level, "request", 0)
 	attrs := append(make([]slog.Attr, 0, 9),
 		slog.String("method", r.Method),
 		slog.String("path", path),
 		slog.String("pattern", r.Pattern),
 		slog.Int("status", status),
 		slog.Int64("bytes", x.bytes),
-		slog.Duration("duration", duration),
+		slog.Duration("duration", end.Sub(start)),
 		slog.String("remote", r.RemoteAddr),
 	)
 	if x.id != "" {
@@ -2020,11 +2090,7 @@ func (z *compressWriter) judge(status int) int {
 	if typed {
 		addVary(h, "Accept-Encoding")
 	}
-	if lengths := h["Content-Length"]; len(lengths) == 1 {
-		if n, err := strconv.ParseInt(lengths[0], 10, 64); err == nil && n >= 0 {
-			z.declared = n
-		}
-	}
+	z.declared = contentLength(h)
 	known := !z.accepted || z.declared >= 0
 	switch {
 	case typed && known && z.worth(0, false):

@@ -1522,6 +1522,124 @@ func TestLogLine(t *testing.T) {
 	}
 }
 
+// Whoever reads the log must be able to tell who got a whole response.
+func TestLogTellsWhatWasAborted(t *testing.T) {
+	large := strings.Repeat("x", 100_000)
+	flush := func(w http.ResponseWriter) { http.NewResponseController(w).Flush() }
+	declare := func(w http.ResponseWriter, n int) { w.Header().Set("Content-Length", strconv.Itoa(n)) }
+	gone := func(r *http.Request) { <-r.Context().Done() }
+	tests := []struct {
+		name    string
+		method  string
+		client  string // what it does once it has the first byte
+		handler http.HandlerFunc
+		status  int
+		bytes   int
+		aborted bool
+	}{
+		{"client left before the response", "GET", "leave at once", func(w http.ResponseWriter, r *http.Request) { gone(r) }, 0, 0, true},
+		{"client left in the middle", "GET", "leave", func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, large); flush(w); gone(r) }, 200, 100_000, true},
+		{"client left after the declared end", "GET", "leave", func(w http.ResponseWriter, r *http.Request) {
+			declare(w, len(large))
+			io.WriteString(w, large)
+			flush(w)
+			gone(r)
+		}, 200, 100_000, false},
+		{"out of time to shut down", "GET", "shut down", func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "some"); flush(w); gone(r) }, 200, 4, true},
+		{"waited for by a drain", "GET", "drain", func(w http.ResponseWriter, r *http.Request) {
+			flush(w)
+			<-conduit.Draining(r.Context())
+			io.WriteString(w, "all")
+		}, 200, 3, false},
+		{"WriteTimeout", "GET", "", func(w http.ResponseWriter, r *http.Request) {
+			io.WriteString(w, "some")
+			flush(w)
+			time.Sleep(300 * time.Millisecond)
+		}, 200, 4, true},
+		{"WriteTimeout after the declared end", "GET", "", func(w http.ResponseWriter, r *http.Request) {
+			declare(w, 4)
+			io.WriteString(w, "some")
+			flush(w)
+			time.Sleep(300 * time.Millisecond)
+		}, 200, 4, false},
+		{"its own write deadline", "GET", "", func(w http.ResponseWriter, r *http.Request) {
+			io.WriteString(w, "some")
+			http.NewResponseController(w).SetWriteDeadline(time.Now())
+		}, 200, 4, true},
+		{"WriteTimeout lifted", "GET", "", func(w http.ResponseWriter, r *http.Request) {
+			http.NewResponseController(w).SetWriteDeadline(time.Time{})
+			time.Sleep(300 * time.Millisecond)
+			io.WriteString(w, "all")
+		}, 200, 3, false},
+		{"less than declared", "GET", "", func(w http.ResponseWriter, r *http.Request) { declare(w, 5); io.WriteString(w, "some") }, 200, 4, true},
+		{"more than declared", "GET", "", func(w http.ResponseWriter, r *http.Request) {
+			declare(w, 4)
+			io.WriteString(w, "some")
+			flush(w)
+			io.WriteString(w, "more")
+		}, 200, 4, false},
+		{"HEAD", "HEAD", "", func(w http.ResponseWriter, r *http.Request) {
+			declare(w, len(large))
+			for range 3 {
+				io.WriteString(w, large)
+				flush(w)
+			}
+		}, 200, 0, false},
+		{"HEAD with a length alone", "HEAD", "", func(w http.ResponseWriter, r *http.Request) { declare(w, len(large)) }, 200, 0, false},
+		{"304 with a body", "GET", "", func(w http.ResponseWriter, r *http.Request) {
+			declare(w, len(large))
+			w.WriteHeader(304)
+			io.WriteString(w, large)
+		}, 304, 0, false},
+		{"nothing", "GET", "", func(w http.ResponseWriter, r *http.Request) {}, 200, 0, false},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			eachProtocol(t, func(t *testing.T, p protocol) {
+				var logs logBuffer
+				started := make(chan struct{})
+				srv := p.server(t, &conduit.Config{WriteTimeout: 200 * time.Millisecond, Logger: logs.logger(), Handler: conduit.Logging()(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					close(started)
+					tt.handler(w, r)
+				}))})
+				if tt.client != "" {
+					srv.HTTPServer().WriteTimeout = time.Minute
+				}
+				ctx, leave := context.WithCancel(t.Context())
+				defer leave()
+				url, client := p.serve(t, srv), p.client(t)
+				if tt.client == "leave at once" {
+					go func() {
+						<-started
+						leave()
+					}()
+				}
+				req, _ := http.NewRequestWithContext(ctx, tt.method, url, nil)
+				if res, err := client.Do(req); err == nil {
+					switch tt.client {
+					case "leave":
+						io.ReadFull(res.Body, make([]byte, len(large)))
+						leave()
+						client.CloseIdleConnections()
+					case "drain":
+						go srv.Shutdown(t.Context())
+					case "shut down":
+						now, cancel := context.WithTimeout(ctx, time.Millisecond)
+						defer cancel()
+						go srv.Shutdown(now)
+					}
+					io.Copy(io.Discard, res.Body)
+					res.Body.Close()
+				}
+				line := logs.request(t)
+				if line["status"] != float64(tt.status) || line["bytes"] != float64(tt.bytes) || (line["aborted"] == true) != tt.aborted {
+					t.Errorf("logged %v, want status %d, bytes %d, aborted %v", line, tt.status, tt.bytes, tt.aborted)
+				}
+			})
+		})
+	}
+}
+
 func TestLogLineStaysOneLine(t *testing.T) {
 	var buf syncBuffer
 	h := conduit.Chain(conduit.RequestID(), conduit.Logging())(http.NotFoundHandler())
@@ -1567,6 +1685,14 @@ func TestLogOfWhatHasNoReply(t *testing.T) {
 			}
 			conn.Close()
 		}, 101, nil},
+		{"panic after a hijack", []conduit.Middleware{conduit.Recovery(), conduit.Logging()}, func(w http.ResponseWriter, _ *http.Request) {
+			conn, _, err := w.(http.Hijacker).Hijack()
+			if err != nil {
+				panic(err)
+			}
+			conn.Close()
+			panic("x")
+		}, 101, true},
 		{"error after a hijack", []conduit.Middleware{conduit.Recovery(), conduit.Logging()}, func(w http.ResponseWriter, _ *http.Request) {
 			conn, _, err := w.(http.Hijacker).Hijack()
 			if err != nil {
@@ -4097,7 +4223,8 @@ func TestTimeoutAnswersAClientThatIsStillSending(t *testing.T) {
 		for _, limit := range timeouts {
 			for _, header := range []string{"Content-Length: 100000", "Transfer-Encoding: chunked", "Connection: close\r\nContent-Length: 100000"} {
 				t.Run(name+"/"+limit.name+"/"+header, func(t *testing.T) {
-					srv := newServer(t, conduit.DefaultConfig(conduit.Chain(conduit.Logging(), limit.new(20*time.Millisecond))(h)))
+					var logs logBuffer
+					srv := newServer(t, &conduit.Config{Logger: logs.logger(), Handler: conduit.Chain(conduit.Logging(), limit.new(20*time.Millisecond))(h)})
 					conn, br := rawDial(t, strings.TrimPrefix(serve(t, srv), "http://"))
 					piece := "3e8\r\n" + strings.Repeat("x", 1000) + "\r\n"
 					send := func() {
@@ -4120,6 +4247,9 @@ func TestTimeoutAnswersAClientThatIsStillSending(t *testing.T) {
 						t.Errorf("then %q, %v; want the end", rest, err)
 					}
 					send()
+					if line := logs.request(t); line["status"] != 503.0 || line["aborted"] != nil {
+						t.Errorf("logged %v, want a whole 503", line)
+					}
 				})
 			}
 		}
