@@ -93,6 +93,7 @@ import (
 	"net/textproto"
 	"os"
 	"path"
+	"runtime"
 	"runtime/debug"
 	"slices"
 	"strconv"
@@ -470,7 +471,8 @@ func (s *Server) Serve(l net.Listener) error {
 func (s *Server) install() {
 	hs := s.http
 	s.secure = hs.TLSConfig != nil // net/http sets one even without TLS, once it serves
-	hs.Handler = &serverHandler{server: s, next: hs.Handler}
+	hs.Handler = &serverHandler{server: s, next: hs.Handler, options: !hs.DisableGeneralOptionsHandler}
+	hs.DisableGeneralOptionsHandler = true // or a drain would not see it
 
 	connState := hs.ConnState
 	hs.ConnState = func(c net.Conn, state http.ConnState) {
@@ -978,8 +980,9 @@ func (l errorLog) Write(p []byte) (int, error) {
 
 // serverHandler is the outermost handler of a Server.
 type serverHandler struct {
-	server *Server
-	next   http.Handler
+	server  *Server
+	next    http.Handler
+	options bool // respond to OPTIONS *, in place of net/http
 }
 
 func (h *serverHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -989,8 +992,21 @@ func (h *serverHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.ProtoMajor == 2 {
 		growStack(false)
 	}
-	h.next.ServeHTTP(x, r)
+	if h.options && r.RequestURI == "*" && r.Method == http.MethodOptions {
+		respondToOptions(x, r)
+	} else {
+		h.next.ServeHTTP(x, r)
+	}
 	x.returned = true
+}
+
+// respondToOptions responds to OPTIONS *, the ping of HTTP (RFC 9110, Section
+// 9.3.7), as net/http does when it keeps the request from the handler.
+func respondToOptions(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Content-Length", "0")
+	if r.ContentLength != 0 {
+		io.Copy(io.Discard, http.MaxBytesReader(w, r.Body, 4<<10))
+	}
 }
 
 // growStack has the goroutine's stack grow to the 8 KiB that a reply through
@@ -1188,6 +1204,14 @@ func exchangeOf(w http.ResponseWriter, r *http.Request) *exchange {
 	return x
 }
 
+var (
+	_ http.Flusher    = (*exchange)(nil)
+	_ http.Hijacker   = (*exchange)(nil)
+	_ http.Pusher     = (*exchange)(nil)
+	_ io.ReaderFrom   = (*exchange)(nil)
+	_ io.StringWriter = (*exchange)(nil)
+)
+
 // unwrap returns the ResponseWriter inside of w, nil if w does not tell of one.
 func unwrap(w http.ResponseWriter) http.ResponseWriter {
 	if u, ok := w.(interface{ Unwrap() http.ResponseWriter }); ok {
@@ -1211,8 +1235,8 @@ var errFinished = errors.New("conduit: write after the handler has returned")
 // errCut is what a handler gets that goes on writing to a reply which was cut.
 var errCut = errors.New("conduit: write after the reply was cut")
 
-// usable returns the error with which a use is refused, nil if it is not.
-func (x *exchange) usable() error {
+// checkOpen returns the error with which a use is refused, nil if it is not.
+func (x *exchange) checkOpen() error {
 	switch {
 	case x.finished.Load():
 		return errFinished
@@ -1236,20 +1260,36 @@ func (x *exchange) Header() http.Header {
 // WriteHeader passes informational replies on and does not take them for the
 // status (RFC 9110, Section 15.2).
 func (x *exchange) WriteHeader(status int) {
-	if x.usable() != nil {
-		return
+	switch {
+	case x.checkOpen() != nil:
+	case x.status != 0 || x.hijacked:
+		logSuperfluous(x.logContext(), status)
+	default:
+		if isFinal(status) {
+			x.recordStatus(status)
+		}
+		x.ResponseWriter.WriteHeader(status)
 	}
-	if 200 <= status && status <= 999 || status == http.StatusSwitchingProtocols {
-		x.begin(status) // net/http panics beyond 999
+}
+
+// isFinal reports whether a status is the response's: neither informational nor
+// invalid, for which net/http panics.
+func isFinal(status int) bool {
+	return 200 <= status && status <= 999 || status == http.StatusSwitchingProtocols
+}
+
+// logContext returns the context of the request, with its id.
+func (x *exchange) logContext() context.Context {
+	if x.Context != nil {
+		return x
 	}
-	x.ResponseWriter.WriteHeader(status)
+	return x.incoming.Context()
 }
 
 func (x *exchange) Write(p []byte) (int, error) {
-	if err := x.usable(); err != nil {
+	if err := x.start(); err != nil {
 		return 0, err
 	}
-	x.begin(http.StatusOK)
 	n, err := x.ResponseWriter.Write(p)
 	x.count(int64(n))
 	return n, err
@@ -1258,10 +1298,9 @@ func (x *exchange) Write(p []byte) (int, error) {
 // WriteString spares the copy that [io.WriteString] makes for a writer
 // without it.
 func (x *exchange) WriteString(p string) (int, error) {
-	if err := x.usable(); err != nil {
+	if err := x.start(); err != nil {
 		return 0, err
 	}
-	x.begin(http.StatusOK)
 	n, err := io.WriteString(x.ResponseWriter, p)
 	x.count(int64(n))
 	return n, err
@@ -1279,7 +1318,7 @@ func (x *exchange) count(n int64) {
 // this method. A source that fails before its first byte leaves the header
 // unwritten, so that the handler can still answer with an error.
 func (x *exchange) ReadFrom(src io.Reader) (int64, error) {
-	if err := x.usable(); err != nil {
+	if err := x.checkWrite(); err != nil {
 		return 0, err
 	}
 	rf, ok := x.ResponseWriter.(io.ReaderFrom)
@@ -1309,7 +1348,7 @@ func (x *exchange) ReadFrom(src io.Reader) (int64, error) {
 func (x *exchange) Flush() { x.FlushError() }
 
 func (x *exchange) FlushError() error {
-	if err := x.usable(); err != nil {
+	if err := x.checkWrite(); err != nil {
 		return err
 	}
 	if x.status == 0 {
@@ -1330,14 +1369,14 @@ const noDeadline = -1
 // (HTTP/1) or crash the process (HTTP/2).
 
 func (x *exchange) SetReadDeadline(deadline time.Time) error {
-	if err := x.usable(); err != nil {
+	if err := x.checkOpen(); err != nil {
 		return err
 	}
 	return http.NewResponseController(x.ResponseWriter).SetReadDeadline(deadline)
 }
 
 func (x *exchange) SetWriteDeadline(deadline time.Time) error {
-	if err := x.usable(); err != nil {
+	if err := x.checkOpen(); err != nil {
 		return err
 	}
 	if deadline.IsZero() {
@@ -1349,14 +1388,23 @@ func (x *exchange) SetWriteDeadline(deadline time.Time) error {
 }
 
 func (x *exchange) EnableFullDuplex() error {
-	if err := x.usable(); err != nil {
+	if err := x.checkOpen(); err != nil {
 		return err
 	}
 	return http.NewResponseController(x.ResponseWriter).EnableFullDuplex()
 }
 
+func (x *exchange) CloseNotify() <-chan bool { return closeNotify(x.incoming.Context()) }
+
+func (x *exchange) Push(target string, opts *http.PushOptions) error {
+	if err := x.checkOpen(); err != nil {
+		return err
+	}
+	return push(x.ResponseWriter, target, opts)
+}
+
 func (x *exchange) Hijack() (net.Conn, *bufio.ReadWriter, error) {
-	if err := x.usable(); err != nil {
+	if err := x.checkOpen(); err != nil {
 		return nil, nil, err
 	}
 	conn, buf, err := http.NewResponseController(x.ResponseWriter).Hijack()
@@ -1369,12 +1417,30 @@ func (x *exchange) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	return conn, buf, err
 }
 
-// begin notes that the header is about to be written with this status.
-func (x *exchange) begin(status int) {
-	if x.status == 0 && !x.hijacked { // or nothing is written
-		x.status = status
-		x.announceClose(status)
+// checkWrite is checkOpen for what is part of the response.
+func (x *exchange) checkWrite() error {
+	if x.hijacked {
+		return http.ErrHijacked
 	}
+	return x.checkOpen()
+}
+
+// start is what precedes a write.
+func (x *exchange) start() error {
+	if err := x.checkWrite(); err != nil {
+		return err
+	}
+	if x.status == 0 {
+		x.recordStatus(http.StatusOK)
+	}
+	return nil
+}
+
+// recordStatus notes that the header is about to be written with this status.
+func (x *exchange) recordStatus(status int) {
+	x.status = status
+	x.announceClose(status)
+	closeIfTooLarge(x.ResponseWriter, x.incoming, status)
 }
 
 // announceClose tells the client to leave if the server drains. It is decided
@@ -1466,15 +1532,18 @@ func contentLength(h http.Header) int64 {
 
 // isPastDeadline reports whether nothing more may be written at end.
 func (x *exchange) isPastDeadline(start, end time.Time) bool {
-	switch deadline := x.deadline.Load(); deadline {
-	case noDeadline:
+	switch deadline := x.deadline.Load(); {
+	case deadline == noDeadline:
 		return false
-	case 0:
-		limit := writeTimeoutOf(x.incoming.Context())
-		return limit > 0 && end.Sub(start) >= limit
-	default:
+	case deadline != 0:
 		return end.UnixNano() >= deadline
 	}
+	took := end.Sub(start)
+	if took < time.Millisecond {
+		return false // no server has less, and to look it up takes time
+	}
+	limit := writeTimeoutOf(x.incoming.Context())
+	return limit > 0 && took >= limit
 }
 
 // reset resets the connection. To an HTTP/1.0 client the end of the connection
@@ -1516,6 +1585,16 @@ func (x *exchange) Value(key any) any {
 	return x.Context.Value(key)
 }
 
+// copyRequest returns a copy of a request with another context. Trailers that
+// were not announced, which net/http puts into its own request when the body
+// ends, get into the copy by a map that the two share.
+func copyRequest(r *http.Request, ctx context.Context) http.Request {
+	if r.Trailer == nil && len(r.TransferEncoding) > 0 {
+		r.Trailer = make(http.Header)
+	}
+	return *r.WithContext(ctx)
+}
+
 // copyBack copies what a router and a handler have set on their copy of a
 // request to the one that the copy was made from: the pattern, for whoever
 // logs it, and the multipart form, whose temporary files net/http removes only
@@ -1527,17 +1606,17 @@ func copyBack(r, copied *http.Request) {
 	}
 }
 
-// routeOf returns the pattern that the router behind h has for a request, ""
+// patternOf returns the pattern that the router behind h has for a request, ""
 // if h is no router and does not know of one.
-func routeOf(h http.Handler, r *http.Request) string {
+func patternOf(h http.Handler, r *http.Request) string {
 	switch h := h.(type) {
 	case interface {
 		Handler(*http.Request) (http.Handler, string)
 	}:
 		_, pattern := h.Handler(r)
 		return pattern
-	case interface{ routeOf(*http.Request) string }:
-		return h.routeOf(r)
+	case interface{ patternOf(*http.Request) string }:
+		return h.patternOf(r)
 	}
 	return ""
 }
@@ -1578,7 +1657,7 @@ func (x *exchange) identify(r *http.Request) {
 	x.idHeader[0] = x.id
 	x.Header()[requestIDField] = x.idHeader[:]
 	x.Context = r.Context()
-	x.request = *r.WithContext(x)
+	x.request = copyRequest(r, x)
 }
 
 // isRequestID reports whether an id from outside is fit to be logged and sent
@@ -1675,13 +1754,21 @@ func recovered(x *exchange, r *http.Request, value any) {
 	io.WriteString(x, body)
 }
 
+// representationFields describe a body and how it may be kept. The first are
+// about the bytes of the body as they are.
+var representationFields = [...]string{
+	"Content-Encoding", "Content-Range", "Content-Md5", "Content-Digest", "Repr-Digest", "Digest",
+	"Accept-Ranges", "Content-Disposition", "Content-Language", "Content-Length", "Content-Location",
+	"Cache-Control", "Cdn-Cache-Control", "Etag", "Expires", "Last-Modified", "Trailer", "Transfer-Encoding",
+}
+
+var bodyFields = representationFields[:6]
+
 // clearRepresentation removes what a header says of a body that is not sent:
-// an error in its place is neither coded nor to be kept.
+// an error in its place is neither compressed nor to be kept, and has another
+// name. The type is for whoever writes the error.
 func clearRepresentation(h http.Header) {
-	for _, field := range []string{"Cache-Control", "Cdn-Cache-Control", "Etag", "Expires", "Last-Modified"} {
-		delete(h, field)
-	}
-	for _, field := range untouchable {
+	for _, field := range representationFields {
 		delete(h, field)
 	}
 }
@@ -1869,8 +1956,8 @@ func (c *CompressionConfig) withDefaults() (CompressionConfig, error) {
 	return d, errors.Join(faults...)
 }
 
-// codes reports whether to code bodies of a media type.
-func (c *CompressionConfig) codes(contentType string) bool {
+// compresses reports whether to compress bodies of a media type.
+func (c *CompressionConfig) compresses(contentType string) bool {
 	if len(c.Types) == 0 {
 		return compressible(contentType)
 	}
@@ -1946,20 +2033,22 @@ func (h *compressHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		request:        r,
 		accepted:       negotiate(r.Header, "gzip") != "",
 	}
-	defer z.finished.Store(true)
+	if replyBegun(w) {
+		z.state = compressPlain
+	}
 	h.next.ServeHTTP(z, r)
 	z.finish() // not deferred: after a panic nothing must be ended
 }
 
-// routeOf lets Timeout find the router behind Compression.
-func (h *compressHandler) routeOf(r *http.Request) string { return routeOf(h.next, r) }
+// patternOf lets Timeout find the router behind Compression.
+func (h *compressHandler) patternOf(r *http.Request) string { return patternOf(h.next, r) }
 
 // The states of a compressWriter, in their order.
 const (
-	compressOpen  = iota // the handler has set no status and written nothing
-	compressHeld         // the status is known, what becomes of the body is not
-	compressPlain        // the body goes through as it is
-	compressCoded
+	compressOpen    = iota // the handler has set no status and written nothing
+	compressHeld           // the status is known, what becomes of the body is not
+	compressPlain          // the body goes through as it is
+	compressEncoded        // the body is compressed
 )
 
 // compressWriter is the handler's ResponseWriter behind Compression.
@@ -1968,96 +2057,82 @@ type compressWriter struct {
 	config   *CompressionConfig
 	request  *http.Request
 	accepted bool // gzip, by the client
-	finished atomic.Bool
 
 	state    int
 	status   int
 	declared int64           // the Content-Length that the handler has set, -1 without one
 	limit    int             // how many bytes to hold back
-	held     *compressBuffer // what is held back, in compressHeld
-	coder    *gzip.Writer    // nil until something is coded
-	coded    int64           // bytes that the coder was given
+	held     *compressBuffer // the first bytes of the body, in compressHeld
+	encoder  *gzip.Writer    // nil until something is compressed
+	encoded  int64           // bytes that the encoder was given
 
-	contentType, contentLength [1]string // values that are made here
-	text                       strings.Reader
+	contentType [1]string // the value that is made here
+	text        strings.Reader
 }
 
-// compressBuffer is what a compressWriter holds back: the first bytes of a
-// body, and the header as it was when the handler began to reply.
-type compressBuffer struct {
-	body     []byte
-	header   []headerField
-	trailers bool // there are some among the header
-}
-
-type headerField struct {
-	name   string
-	values []string
-}
+var (
+	_ http.Flusher    = (*compressWriter)(nil)
+	_ http.Hijacker   = (*compressWriter)(nil)
+	_ http.Pusher     = (*compressWriter)(nil)
+	_ io.ReaderFrom   = (*compressWriter)(nil)
+	_ io.StringWriter = (*compressWriter)(nil)
+)
 
 const (
 	compressBufferSize = 4 << 10
 	sniffLen           = 512 // as much as http.DetectContentType looks at
 )
 
+type compressBuffer struct{ bytes []byte }
+
 // compressBuffers holds *compressBuffer that are empty.
 var compressBuffers = sync.Pool{New: func() any {
-	return &compressBuffer{body: make([]byte, 0, compressBufferSize)}
+	return &compressBuffer{make([]byte, 0, compressBufferSize)}
 }}
 
 func (b *compressBuffer) free() {
-	if cap(b.body) > 16*compressBufferSize {
-		return
+	if cap(b.bytes) <= 16*compressBufferSize {
+		b.bytes = b.bytes[:0]
+		compressBuffers.Put(b)
 	}
-	clear(b.header)
-	b.body, b.header, b.trailers = b.body[:0], b.header[:0], false
-	compressBuffers.Put(b)
 }
 
 // Unwrap is for [http.ResponseController].
 func (z *compressWriter) Unwrap() http.ResponseWriter { return z.ResponseWriter }
 
-// Header hides that of [http.ResponseWriter] once the handler has returned.
-func (z *compressWriter) Header() http.Header {
-	if z.finished.Load() {
-		return make(http.Header)
-	}
-	return z.ResponseWriter.Header()
-}
-
 func (z *compressWriter) WriteHeader(status int) {
 	switch {
-	case z.finished.Load():
-	case status < 200 && z.state == compressHeld && status != http.StatusSwitchingProtocols: // too late for it
-	case status < 200 && status != http.StatusSwitchingProtocols, status > 999:
-		z.ResponseWriter.WriteHeader(status) // informational, or it panics
-	case z.state == compressOpen:
-		z.begin(status)
-	case z.state != compressHeld:
-		z.ResponseWriter.WriteHeader(status) // logs that it is one too many
-	}
-}
-
-// begin settles what status and header alone can.
-func (z *compressWriter) begin(status int) {
-	z.status = status
-	switch z.state = z.judge(status); z.state {
-	case compressPlain:
-		z.ResponseWriter.WriteHeader(status)
-	case compressCoded:
-		z.announce()
+	case z.status != 0:
+		logSuperfluous(z.request.Context(), status)
+	case z.state != compressOpen, !isFinal(status):
 		z.ResponseWriter.WriteHeader(status)
 	default:
-		z.hold()
+		z.start(status)
 	}
 }
 
-// untouchable are fields that describe the bytes of the body as they are.
-var untouchable = [...]string{"Content-Encoding", "Content-Range", "Content-Md5", "Content-Digest", "Repr-Digest", "Digest"}
+// start decides what status and header alone can.
+func (z *compressWriter) start(status int) {
+	z.status = status
+	z.state = z.decide(status)
+	switch z.state {
+	case compressHeld:
+		z.held = compressBuffers.Get().(*compressBuffer)
+		return
+	case compressEncoded:
+		z.setEncodingHeader()
+	}
+	z.writeHeader()
+}
 
-// judge returns the state that follows from status and header alone. It adds
-// to Vary if the reply could be coded.
-func (z *compressWriter) judge(status int) int {
+func (z *compressWriter) writeHeader() {
+	closeIfTooLarge(z.ResponseWriter, z.request, z.status)
+	z.ResponseWriter.WriteHeader(z.status)
+}
+
+// decide returns the state that follows from status and header alone. It adds
+// to Vary if the response could be compressed.
+func (z *compressWriter) decide(status int) int {
 	h := z.ResponseWriter.Header()
 	z.declared = -1
 	if h.Get("Content-Encoding") == "identity" { // the handler's wish, and no coding (RFC 9110, Section 8.4)
@@ -2072,14 +2147,14 @@ func (z *compressWriter) judge(status int) int {
 		return compressPlain
 	}
 	types, typed := h["Content-Type"]
-	if typed && (len(types) == 0 || !z.config.codes(types[0])) {
+	if typed && (len(types) == 0 || !z.config.compresses(types[0])) {
 		return compressPlain
 	}
 	if status == http.StatusPartialContent {
 		addVary(h, "Accept-Encoding") // RFC 9110, Section 15.3.7: as in the 200
 		return compressPlain
 	}
-	for _, name := range untouchable {
+	for _, name := range bodyFields {
 		if len(h[name]) > 0 || hasMember(h["Trailer"], name) {
 			return compressPlain
 		}
@@ -2091,11 +2166,12 @@ func (z *compressWriter) judge(status int) int {
 		addVary(h, "Accept-Encoding")
 	}
 	z.declared = contentLength(h)
-	known := !z.accepted || z.declared >= 0
+	trailer := len(h["Trailer"]) > 0 // its fields must not be there when the header is written
+	known := !z.accepted || z.declared >= 0 || trailer
 	switch {
-	case typed && known && z.worth(0, false):
-		return compressCoded
-	case typed && known:
+	case typed && known && z.shouldCompress(0, trailer):
+		return compressEncoded
+	case typed && known, trailer:
 		return compressPlain
 	case typed:
 		z.limit = z.config.MinSize
@@ -2109,9 +2185,9 @@ func (z *compressWriter) judge(status int) int {
 	return compressHeld
 }
 
-// worth reports whether to code a body of a type that shrinks, of which so
-// many bytes are there.
-func (z *compressWriter) worth(size int, flush bool) bool {
+// shouldCompress reports whether to compress a body of a type that shrinks, of
+// which so many bytes are there.
+func (z *compressWriter) shouldCompress(size int, flush bool) bool {
 	if !z.accepted {
 		return false
 	}
@@ -2121,120 +2197,71 @@ func (z *compressWriter) worth(size int, flush bool) bool {
 	return size >= z.config.MinSize || flush
 }
 
-// reviseNotModified makes the header that of the coded reply if it is one that
-// the client has: the handler knows only the strong tag, from which the weak
-// one was made (RFC 9110, Section 15.4.5). Its type is gone by now where
-// net/http has made the reply.
+// reviseNotModified makes the header that of the compressed response if it is
+// one that the client has: the handler knows only the strong tag, from which
+// the weak one was made (RFC 9110, Section 15.4.5). Its type is gone by now
+// where net/http has made the response.
 func (z *compressWriter) reviseNotModified(h http.Header) {
-	if types, typed := h["Content-Type"]; !typed || len(types) > 0 && z.config.codes(types[0]) {
+	types, typed := h["Content-Type"]
+	has := false
+	if tag := h.Get("Etag"); z.accepted && strings.HasPrefix(tag, `"`) {
+		has = slices.ContainsFunc(z.request.Header["If-None-Match"], func(line string) bool { return strings.Contains(line, "W/"+tag) })
+	}
+	if has {
+		weakenETag(h)
+	}
+	if has || !typed || len(types) > 0 && z.config.compresses(types[0]) {
 		addVary(h, "Accept-Encoding")
-	}
-	tag := h.Get("Etag")
-	if !z.accepted || !strings.HasPrefix(tag, `"`) {
-		return
-	}
-	for _, line := range z.request.Header["If-None-Match"] {
-		if strings.Contains(line, "W/"+tag) {
-			weakenETag(h)
-			addVary(h, "Accept-Encoding")
-			return
-		}
 	}
 }
 
 // weakenETag says that the bytes are not always the same: another version of
-// gzip may code them differently.
+// gzip may make others.
 func weakenETag(h http.Header) {
 	if tag := h.Get("Etag"); strings.HasPrefix(tag, `"`) {
 		h["Etag"] = []string{"W/" + tag}
 	}
 }
 
-// gzipEncoding is shared by replies and never written to.
+// gzipEncoding is shared by responses and never written to.
 var gzipEncoding = []string{"gzip"}
 
-// announce makes the header that of a coded reply.
-func (z *compressWriter) announce() {
+// setEncodingHeader makes the header that of a compressed response.
+func (z *compressWriter) setEncodingHeader() {
 	h := z.ResponseWriter.Header()
 	h["Content-Encoding"] = gzipEncoding
-	delete(h, "Content-Length")
+	if len(h["Content-Length"]) > 0 { // nil is for net/http, not to add one
+		delete(h, "Content-Length")
+	}
 	delete(h, "Accept-Ranges")
 	weakenETag(h)
 }
 
-// hold keeps the header as it is: what the handler sets from here on must not
-// be in the reply's, nor would it be without Compression.
-func (z *compressWriter) hold() {
-	z.held = compressBuffers.Get().(*compressBuffer)
-	for name, values := range z.ResponseWriter.Header() {
-		z.held.header = append(z.held.header, headerField{name, values})
-		z.held.trailers = z.held.trailers || name == "Trailer" || strings.HasPrefix(name, http.TrailerPrefix)
-	}
-}
-
-// rewind makes h what it was when the handler began to reply, and returns the
-// fields that were set since, which may be trailers.
-func (b *compressBuffer) rewind(h http.Header) (late []headerField) {
-	changed := len(h) != len(b.header)
-	for _, f := range b.header {
-		values, ok := h[f.name]
-		changed = changed || !ok || !sameValues(values, f.values)
-	}
-	if !changed {
-		return nil
-	}
-	for name, values := range h {
-		if !slices.ContainsFunc(b.header, func(f headerField) bool { return f.name == name && sameValues(f.values, values) }) {
-			late = append(late, headerField{name, values})
-		}
-	}
-	clear(h)
-	for _, f := range b.header {
-		h[f.name] = f.values
-	}
-	return late
-}
-
-// sameValues reports whether a and b are one slice. It does not see a value
-// that was replaced inside it, which [http.Header] has no method for.
-func sameValues(a, b []string) bool {
-	return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0])
-}
-
-// settle decides what becomes of a body that is held back, because it is
+// sendHeld decides what becomes of a body that is held back, because it is
 // enough of it, the handler flushes or the handler has returned, and sends it.
-func (z *compressWriter) settle(flush, end bool) error {
+func (z *compressWriter) sendHeld(flush bool) error {
 	h := z.ResponseWriter.Header()
 	held := z.held
 	z.held = nil
-	late := held.rewind(h)
-	codes := len(h["Content-Type"]) > 0 // then judge has looked at it
-	if !codes && len(held.body) > 0 {
-		// From coded bytes net/http would make application/x-gzip.
-		z.contentType[0] = http.DetectContentType(held.body)
+	compresses := len(h["Content-Type"]) > 0 // then decide has looked at it
+	if !compresses && len(held.bytes) > 0 {
+		// From compressed bytes net/http would make application/x-gzip.
+		z.contentType[0] = http.DetectContentType(held.bytes)
 		h["Content-Type"] = z.contentType[:]
-		if codes = z.config.codes(z.contentType[0]); codes {
+		if compresses = z.config.compresses(z.contentType[0]); compresses {
 			addVary(h, "Accept-Encoding")
 		}
 	}
-	if len(h["Content-Type"]) == 0 && z.accepted && z.request.Method == http.MethodHead {
-		delete(h, "Content-Length") // a GET may be coded, which its type decides
-	}
+	z.dropHeadLength()
 	z.state = compressPlain
-	if codes && z.worth(len(held.body), flush) {
-		z.state = compressCoded
-		z.announce()
-	} else if end && z.declared < 0 && len(held.body) > 0 && !held.trailers && late == nil {
-		z.contentLength[0] = strconv.Itoa(len(held.body))
-		h["Content-Length"] = z.contentLength[:]
+	if compresses && z.shouldCompress(len(held.bytes), flush) {
+		z.state = compressEncoded
+		z.setEncodingHeader()
 	}
-	z.ResponseWriter.WriteHeader(z.status)
-	for _, f := range late {
-		h[f.name] = f.values
-	}
+	z.writeHeader()
 	var err error
-	if len(held.body) > 0 {
-		_, err = z.write(held.body)
+	if len(held.bytes) > 0 {
+		_, err = z.write(held.bytes)
 	}
 	if err == nil { // or net/http may still be reading it
 		held.free()
@@ -2243,60 +2270,54 @@ func (z *compressWriter) settle(flush, end bool) error {
 }
 
 func (z *compressWriter) Write(p []byte) (int, error) {
-	if z.finished.Load() {
-		return 0, errFinished
-	}
 	if z.state == compressOpen {
-		z.begin(http.StatusOK)
+		z.start(http.StatusOK)
 	}
 	if z.state != compressHeld {
 		return z.write(p)
 	}
-	n := min(len(p), z.limit-len(z.held.body))
-	z.held.body = append(z.held.body, p[:n]...)
-	if len(z.held.body) < z.limit {
+	n := min(len(p), z.limit-len(z.held.bytes))
+	z.held.bytes = append(z.held.bytes, p[:n]...)
+	if len(z.held.bytes) < z.limit {
 		return n, nil
 	}
-	if err := z.settle(false, false); err != nil || n == len(p) {
+	if err := z.sendHeld(false); err != nil || n == len(p) {
 		return n, err
 	}
 	m, err := z.write(p[n:])
 	return n + m, err
 }
 
-// write sends a part of the body, which is settled.
+// write sends a part of the body, of which it is decided what becomes.
 func (z *compressWriter) write(p []byte) (int, error) {
 	if z.state == compressPlain {
 		return z.ResponseWriter.Write(p)
 	}
 	var excess error
-	if left := z.declared - z.coded; z.declared >= 0 && int64(len(p)) > left {
+	if left := z.declared - z.encoded; z.declared >= 0 && int64(len(p)) > left {
 		// A file that has grown, for one: what was promised of it is sent.
 		p, excess = p[:left], http.ErrContentLength
 	}
 	n, err := len(p), error(nil)
-	if z.request.Method != http.MethodHead {
+	if n > 0 && z.request.Method != http.MethodHead {
 		n, err = z.gzip().Write(p)
 	}
-	z.coded += int64(n)
+	z.encoded += int64(n)
 	return n, cmp.Or(err, excess)
 }
 
 func (z *compressWriter) gzip() *gzip.Writer {
-	if z.coder == nil {
-		z.coder = gzipWriter(z.ResponseWriter, z.config.Level)
+	if z.encoder == nil {
+		z.encoder = gzipWriter(z.ResponseWriter, z.config.Level)
 	}
-	return z.coder
+	return z.encoder
 }
 
 // WriteString spares the copy that [io.WriteString] makes for a writer
 // without it.
 func (z *compressWriter) WriteString(s string) (int, error) {
-	if z.finished.Load() {
-		return 0, errFinished
-	}
 	if z.state == compressOpen {
-		z.begin(http.StatusOK)
+		z.start(http.StatusOK)
 	}
 	if z.state == compressPlain {
 		return io.WriteString(z.ResponseWriter, s)
@@ -2306,19 +2327,16 @@ func (z *compressWriter) WriteString(s string) (int, error) {
 	return int(n), err
 }
 
-// ReadFrom keeps sendfile for what is not coded, even if that turns out only
-// after the first bytes. A source that fails before its first byte leaves the
-// header unwritten, as without Compression.
+// ReadFrom keeps sendfile for what is not compressed, even if that turns out
+// only after the first bytes. A source that fails before its first byte leaves
+// the header unwritten, as without Compression.
 func (z *compressWriter) ReadFrom(src io.Reader) (int64, error) {
-	if z.finished.Load() {
-		return 0, errFinished
-	}
 	var n int64
 	buf := compressBuffers.Get().(*compressBuffer)
 	for z.state != compressPlain {
-		m, readErr := src.Read(buf.body[:compressBufferSize])
+		m, readErr := src.Read(buf.bytes[:compressBufferSize])
 		if m > 0 {
-			written, err := z.Write(buf.body[:m])
+			written, err := z.Write(buf.bytes[:m])
 			n += int64(written)
 			if err != nil {
 				return n, err
@@ -2348,22 +2366,19 @@ func (z *compressWriter) forward(src io.Reader) (int64, error) {
 func (z *compressWriter) Flush() { z.FlushError() }
 
 func (z *compressWriter) FlushError() error {
-	if z.finished.Load() {
-		return errFinished
-	}
 	if z.state < compressPlain && !canFlush(z.ResponseWriter) {
-		return http.ErrNotSupported // and nothing is settled by it
+		return http.ErrNotSupported // and nothing is decided by it
 	}
 	if z.state == compressOpen {
-		z.begin(http.StatusOK)
+		z.start(http.StatusOK)
 	}
 	if z.state == compressHeld {
-		if err := z.settle(true, false); err != nil {
+		if err := z.sendHeld(true); err != nil {
 			return err
 		}
 	}
-	if z.coder != nil {
-		if err := z.coder.Flush(); err != nil {
+	if z.encoder != nil {
+		if err := z.encoder.Flush(); err != nil {
 			return err
 		}
 	}
@@ -2372,39 +2387,70 @@ func (z *compressWriter) FlushError() error {
 
 // Hijack drops what was held back: the connection is the handler's.
 func (z *compressWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
-	if z.finished.Load() {
-		return nil, nil, errFinished
-	}
 	conn, buf, err := http.NewResponseController(z.ResponseWriter).Hijack()
 	if err == nil {
-		z.state, z.held, z.coder = compressPlain, nil, nil
+		z.state, z.held, z.encoder = compressPlain, nil, nil
 	}
 	return conn, buf, err
 }
 
-// finish ends the reply of a handler that has returned.
+// CloseNotify is for code that takes every ResponseWriter for a CloseNotifier.
+func (z *compressWriter) CloseNotify() <-chan bool { return closeNotify(z.request.Context()) }
+
+func (z *compressWriter) Push(target string, opts *http.PushOptions) error {
+	return push(z.ResponseWriter, target, opts)
+}
+
+// finish ends the response of a handler that has returned. What is written
+// later, as routers do that respond to an error which a handler has returned,
+// passes as it is.
 func (z *compressWriter) finish() {
-	if z.state == compressOpen && z.request.Method == http.MethodHead {
-		z.begin(http.StatusOK) // the header may speak of the body of a GET
+	head := z.request.Method == http.MethodHead
+	switch z.state {
+	case compressOpen:
+		if head { // its header may speak of the body of a GET
+			z.adjustHead()
+		}
+		z.state = compressPlain
+	case compressHeld:
+		z.sendHeld(false)
 	}
-	if z.state == compressHeld {
-		z.settle(false, true)
-	}
-	if z.state != compressCoded || z.request.Method == http.MethodHead {
+	if z.state != compressEncoded || head {
 		return
 	}
-	if z.coded < z.declared {
+	if z.encoded < z.declared {
 		panic(http.ErrAbortHandler) // as net/http does; with a trailer it would look whole
 	}
 	if z.gzip().Close() == nil {
-		putGzipWriter(z.coder, z.config.Level)
+		putGzipWriter(z.encoder, z.config.Level)
 	}
-	z.coder = nil
+	z.encoder = nil
+	z.declared = z.encoded // nothing can follow
 }
 
-// leaveUncoded has every Compression around w leave the reply as it is, and its
-// Content-Length with it. A Timeout's response needs that.
-func leaveUncoded(w http.ResponseWriter) {
+// adjustHead makes the header that of a GET where no status was set and nothing
+// was written.
+func (z *compressWriter) adjustHead() {
+	switch z.decide(http.StatusOK) {
+	case compressEncoded:
+		z.setEncodingHeader()
+	case compressHeld:
+		z.dropHeadLength()
+	}
+}
+
+// dropHeadLength drops the length of a body that a GET may compress, which its
+// type decides, and nobody has said that.
+func (z *compressWriter) dropHeadLength() {
+	h := z.ResponseWriter.Header()
+	if len(h["Content-Type"]) == 0 && z.accepted && z.request.Method == http.MethodHead {
+		delete(h, "Content-Length")
+	}
+}
+
+// disableCompression has every Compression around w leave the response as it
+// is, and its Content-Length with it. A Timeout's response needs that.
+func disableCompression(w http.ResponseWriter) {
 	for ; w != nil; w = unwrap(w) {
 		if z, ok := w.(*compressWriter); ok {
 			z.accepted = false
@@ -2618,8 +2664,8 @@ func replyBegun(w http.ResponseWriter) bool {
 		case interface{ replyBegun() bool }:
 			return x.replyBegun()
 		case *exchange:
-			if x.status != 0 {
-				return true
+			if x.status != 0 || x.outermost {
+				return x.status != 0
 			}
 		case *compressWriter:
 			if x.state != compressOpen {
@@ -2652,6 +2698,53 @@ func closeAfterResponse(w http.ResponseWriter) {
 	}
 	var b [1]byte
 	http.MaxBytesReader(w, io.NopCloser(strings.NewReader("x")), 0).Read(b[:])
+}
+
+// closeIfTooLarge is [closeAfterResponse] for a 413 on HTTP/1. A wrapper hides
+// the signal of a handler's own MaxBytesReader from net/http.
+func closeIfTooLarge(w http.ResponseWriter, r *http.Request, status int) {
+	if status == http.StatusRequestEntityTooLarge && r.ProtoMajor == 1 && r.ContentLength != 0 {
+		closeAfterResponse(w)
+	}
+}
+
+// closeNotify returns a channel that gets a value when the context ends of the
+// request whose client leaves. Wrappers have it as a method for code that takes
+// every ResponseWriter for an http.CloseNotifier.
+func closeNotify(ctx context.Context) <-chan bool {
+	notify := make(chan bool, 1)
+	context.AfterFunc(ctx, func() { notify <- true })
+	return notify
+}
+
+// push is the Push of the first writer inside of w that has one.
+func push(w http.ResponseWriter, target string, opts *http.PushOptions) error {
+	for ; w != nil; w = unwrap(w) {
+		if p, ok := w.(http.Pusher); ok {
+			return p.Push(target, opts)
+		}
+	}
+	return http.ErrNotSupported
+}
+
+// logSuperfluous logs a WriteHeader that comes too late, with the place where
+// it does. net/http, which would log it, would name a wrapper of this package.
+func logSuperfluous(ctx context.Context, status int) {
+	pcs := make([]uintptr, 16)
+	frames := runtime.CallersFrames(pcs[:runtime.Callers(2, pcs)])
+	frame, more := frames.Next()
+	for more && isWrapper(frame.Function) {
+		frame, more = frames.Next()
+	}
+	caller := fmt.Sprintf("%s (%s:%d)", frame.Function, path.Base(frame.File), frame.Line)
+	Logger(ctx).Warn("superfluous WriteHeader", "status", status, "caller", caller)
+}
+
+// isWrapper reports whether a function is one of those that pass a WriteHeader
+// on.
+func isWrapper(function string) bool {
+	return strings.HasPrefix(function, "net/http.") || strings.Contains(function, ".(*exchange).") ||
+		strings.Contains(function, ".(*compressWriter).") || strings.Contains(function, ".(*timeoutWriter).")
 }
 
 // canFlush reports whether what is written to w can be flushed. The wrappers of

@@ -577,9 +577,6 @@ func TestErrorLogHasLevels(t *testing.T) {
 			switch r.URL.Path {
 			case "/panic":
 				panic("for the log")
-			case "/twice":
-				w.WriteHeader(http.StatusOK)
-				w.WriteHeader(http.StatusAccepted)
 			}
 		}),
 	})
@@ -594,7 +591,6 @@ func TestErrorLogHasLevels(t *testing.T) {
 	if res, err := client.Get(url + "/panic"); err == nil {
 		t.Errorf("a handler that panicked was answered %s", res.Status)
 	}
-	get(t, client, url+"/twice")
 	if _, err := http.Get(strings.Replace(url, "https://", "http://", 1)); err != nil {
 		t.Fatal(err)
 	}
@@ -602,7 +598,6 @@ func TestErrorLogHasLevels(t *testing.T) {
 	for _, tt := range []struct{ text, level string }{
 		{"TLS handshake error from 127.0.0.1", "DEBUG"},
 		{"http: panic serving", "ERROR"},
-		{"superfluous response.WriteHeader", "WARN"},
 		{"client sent an HTTP request to an HTTPS server", "WARN"},
 	} {
 		line := logs.wait(t, func(line map[string]any) bool {
@@ -817,6 +812,226 @@ func TestInformationalRepliesPass(t *testing.T) {
 	})
 }
 
+// wrappers are the parts that put a ResponseWriter of their own around another.
+var wrappers = map[string]conduit.Middleware{
+	"Server":      conduit.Chain(),
+	"RequestID":   conduit.RequestID(),
+	"Compression": conduit.Compression(),
+	"Timeout":     conduit.Timeout(time.Minute),
+	"FastTimeout": conduit.FastTimeout(time.Minute),
+	"chain":       conduit.Chain(conduit.RequestID(), conduit.Recovery(), conduit.Logging(), conduit.Timeout(time.Minute), conduit.Compression()),
+}
+
+// eachWrapper runs a test with each of them in a conduit Server and in a plain
+// one, and with nothing in a plain one. It may set the server up.
+func eachWrapper(t *testing.T, p protocol, test func(t *testing.T, serve func(h http.Handler, setUp func(*http.Server)) (url string), logs *logBuffer)) {
+	for name, mw := range wrappers {
+		for _, plain := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s/plain %v", name, plain), func(t *testing.T) {
+				var logs logBuffer
+				test(t, func(h http.Handler, setUp func(*http.Server)) string {
+					srv := p.server(t, &conduit.Config{Logger: logs.logger(), Handler: mw(h)})
+					if setUp != nil {
+						setUp(srv.HTTPServer())
+					}
+					if !plain {
+						return p.serve(t, srv)
+					}
+					old := slog.Default()
+					slog.SetDefault(logs.logger())
+					t.Cleanup(func() { slog.SetDefault(old) })
+					l, hs := listen(t), srv.HTTPServer()
+					t.Cleanup(func() { hs.Close() })
+					if p.secure {
+						go hs.ServeTLS(l, "", "")
+						return "https://" + l.Addr().String()
+					}
+					go hs.Serve(l)
+					return "http://" + l.Addr().String()
+				}, &logs)
+			})
+		}
+	}
+}
+
+// gin and others take every ResponseWriter for an http.CloseNotifier.
+func TestCloseNotifyTellsThatTheClientHasLeft(t *testing.T) {
+	eachProtocol(t, func(t *testing.T, p protocol) {
+		eachWrapper(t, p, func(t *testing.T, serve func(http.Handler, func(*http.Server)) string, _ *logBuffer) {
+			asked, told := make(chan struct{}), make(chan bool, 1)
+			url := serve(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				left := w.(interface{ CloseNotify() <-chan bool }).CloseNotify()
+				close(asked)
+				told <- <-left
+			}), nil)
+			ctx, leave := context.WithCancel(t.Context())
+			go func() {
+				<-asked
+				leave()
+			}()
+			req, _ := http.NewRequestWithContext(ctx, "GET", url, nil)
+			if res, err := p.client(t).Do(req); err == nil {
+				t.Errorf("got %s", res.Status)
+			}
+			if !<-told {
+				t.Error("the channel was closed, want a value")
+			}
+		})
+	})
+	for _, limit := range timeouts {
+		limit.new(time.Millisecond)(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			<-w.(interface{ CloseNotify() <-chan bool }).CloseNotify() // for a handler that looks at nothing else
+		})).ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/", nil))
+	}
+}
+
+func TestPushIsForwarded(t *testing.T) {
+	for _, p := range []protocol{http1Protocol, h2cProtocol} {
+		want := "feature not supported" // net/http's client takes none
+		eachWrapper(t, p, func(t *testing.T, serve func(http.Handler, func(*http.Server)) string, _ *logBuffer) {
+			url := serve(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				pusher, ok := w.(http.Pusher)
+				if !ok {
+					return
+				}
+				if err := pusher.Push("/style.css", nil); err == nil || err.Error() != want {
+					t.Errorf("Push = %v, want %s", err, want)
+				}
+			}), nil)
+			get(t, p.client(t), url)
+		})
+	}
+}
+
+// net/http gets the signal of its MaxBytesReader through no wrapper.
+func TestA413EndsARequestThatStalls(t *testing.T) {
+	eachWrapper(t, http1Protocol, func(t *testing.T, serve func(http.Handler, func(*http.Server)) string, _ *logBuffer) {
+		url := serve(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if _, err := io.ReadAll(http.MaxBytesReader(w, r.Body, 1000)); err != nil {
+				w.WriteHeader(http.StatusRequestEntityTooLarge)
+			}
+		}), func(hs *http.Server) { hs.ReadTimeout, hs.WriteTimeout = time.Minute, time.Minute })
+		conn, br := rawDial(t, strings.TrimPrefix(url, "http://"))
+		conn.SetDeadline(time.Now().Add(20 * time.Second))
+		fmt.Fprint(conn, "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n", strings.Repeat("x", 2000))
+		res, err := http.ReadResponse(br, nil)
+		if err != nil || res.StatusCode != 413 || !res.Close {
+			t.Errorf("got %v, %v; want 413 with Connection: close", res, err)
+		}
+	})
+}
+
+func TestTrailersOfARequestArrive(t *testing.T) {
+	eachWrapper(t, http1Protocol, func(t *testing.T, serve func(http.Handler, func(*http.Server)) string, _ *logBuffer) {
+		url := serve(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			io.Copy(w, r.Body)
+			fmt.Fprint(w, r.Trailer)
+		}), nil)
+		for announced, want := range map[string]string{"": "bodymap[X-Sum:[42]]", "Trailer: X-Sum\r\n": "bodymap[X-Sum:[42]]"} {
+			conn, br := rawDial(t, strings.TrimPrefix(url, "http://"))
+			fmt.Fprintf(conn, "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n%s\r\n4\r\nbody\r\n0\r\nX-Sum: 42\r\n\r\n", announced)
+			res, err := http.ReadResponse(br, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if body, err := io.ReadAll(res.Body); string(body) != want || err != nil {
+				t.Errorf("announced %q: got %q, %v; want %q", announced, body, err, want)
+			}
+		}
+	})
+}
+
+// Routers respond to an error that a handler has returned when the middleware
+// in them has ended.
+func TestWritesAfterAMiddlewareHasEndedPass(t *testing.T) {
+	router := func(inner conduit.Middleware, write bool) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			var routed http.ResponseWriter
+			inner(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				routed = w
+				w.Header().Set("X-Early", "1")
+				if write {
+					io.WriteString(w, "found, ")
+				}
+			})).ServeHTTP(w, r)
+			routed.Header().Set("X-Late", "1")
+			routed.WriteHeader(http.StatusNotFound)
+			io.WriteString(routed, "not ")
+			routed.(io.ReaderFrom).ReadFrom(strings.NewReader("fou"))
+			routed.Write([]byte("nd"))
+			if err := http.NewResponseController(routed).Flush(); err != nil {
+				t.Errorf("Flush = %v", err)
+			}
+		})
+	}
+	for name, inner := range wrappers {
+		if name == "Server" {
+			continue
+		}
+		for _, method := range []string{"GET", "HEAD"} {
+			for _, write := range []bool{false, true} {
+				url := serve(t, newServer(t, conduit.DefaultConfig(router(inner, write))))
+				got := compressionGet(t, http.DefaultClient, url, method, nil)
+				want, status := "not found", http.StatusNotFound
+				if write {
+					want, status = "found, not found", http.StatusOK
+				}
+				if method == "HEAD" {
+					want = ""
+				}
+				if got.status != status || got.body != want || got.header.Get("X-Early") != "1" || (got.header.Get("X-Late") == "1") == write {
+					t.Errorf("%s, %s, written before %v: %d %q %v, want %d %q", name, method, write, got.status, got.body, got.header, status, want)
+				}
+			}
+		}
+	}
+}
+
+func TestASecondWriteHeaderIsLoggedWithItsCaller(t *testing.T) {
+	eachProtocol(t, func(t *testing.T, p protocol) {
+		eachWrapper(t, p, func(t *testing.T, serve func(http.Handler, func(*http.Server)) string, logs *logBuffer) {
+			url := serve(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				w.Header().Set("Content-Type", "text/plain")
+				w.WriteHeader(http.StatusAccepted)
+				w.WriteHeader(http.StatusTeapot)
+				http.Error(w, "late", http.StatusTeapot)
+				w.WriteHeader(http.StatusEarlyHints)
+			}), nil)
+			get(t, p.client(t), url)
+			lines := logs.find("superfluous WriteHeader")
+			for _, line := range lines {
+				if caller, _ := line["caller"].(string); line["level"] != "WARN" || !strings.HasPrefix(caller, "example.com/conduit_test.TestASecond") || !strings.Contains(caller, "(conduit_test.go:") {
+					t.Errorf("logged %v, want this function", line)
+				}
+			}
+			if !strings.Contains(t.Name(), "/Server/plain_true") && (len(lines) != 3 || len(logs.find("net/http")) > 0) {
+				t.Errorf("logged %s, want three lines of ours", logs.String())
+			}
+		})
+	})
+}
+
+func TestWritesToAHijackedConnectionFail(t *testing.T) {
+	eachWrapper(t, http1Protocol, func(t *testing.T, serve func(http.Handler, func(*http.Server)) string, _ *logBuffer) {
+		url := serve(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			conn, _, err := w.(http.Hijacker).Hijack()
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer conn.Close()
+			io.WriteString(conn, "HTTP/1.1 204 No Content\r\n\r\n")
+			w.WriteHeader(http.StatusTeapot)
+			if _, err := io.WriteString(w, "text"); !errors.Is(err, http.ErrHijacked) {
+				t.Errorf("Write = %v, want ErrHijacked", err)
+			}
+		}), nil)
+		if got := get(t, http.DefaultClient, url); got.status != 204 {
+			t.Errorf("status %d, want the handler's own 204", got.status)
+		}
+	})
+}
+
 // A source that fails before its first byte leaves the status to the handler.
 func TestReadFromLeavesTheStatusOpen(t *testing.T) {
 	name := filepath.Join(t.TempDir(), "file")
@@ -991,6 +1206,29 @@ func TestRepliesSayCloseOnceTheServerDrains(t *testing.T) {
 			})
 		}
 	})
+}
+
+// net/http would answer it before the server's own handler.
+func TestOptionsOfTheServerAreARequest(t *testing.T) {
+	for _, own := range []bool{false, true} {
+		srv := newServer(t, conduit.DefaultConfig(textHandler("handler")))
+		srv.HTTPServer().DisableGeneralOptionsHandler = own
+		conn, br := rawDial(t, strings.TrimPrefix(serve(t, srv), "http://"))
+		for _, draining := range []bool{false, true} {
+			if draining {
+				srv.Drain()
+			}
+			fmt.Fprint(conn, "OPTIONS * HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nbody")
+			res, err := http.ReadResponse(br, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			body, err := io.ReadAll(res.Body)
+			if res.StatusCode != 200 || res.Close != draining || (string(body) == "handler") != own || err != nil {
+				t.Errorf("draining %v, own %v: %d %q, close %v, %v", draining, own, res.StatusCode, body, res.Close, err)
+			}
+		}
+	}
 }
 
 func TestAnUpgradeIsNotToldToClose(t *testing.T) {
@@ -1357,13 +1595,9 @@ func TestRecoveryAnswers500(t *testing.T) {
 				t.Run(tt.name+"/"+limit.name, func(t *testing.T) {
 					var logs logBuffer
 					h := conduit.Chain(conduit.RequestID(), conduit.Recovery(), conduit.Logging(), limit.new(time.Minute))(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-						w.Header().Set("Cache-Control", "max-age=3600")
-						w.Header().Set("Etag", `"x"`)
-						w.Header().Set("Content-Encoding", "gzip")
-						w.Header().Set("Content-Length", "5000")
-						w.Header().Set("Expires", time.Now().Add(time.Hour).UTC().Format(http.TimeFormat))
-						w.Header().Set("CDN-Cache-Control", "max-age=3600")
-						w.Header().Set("Content-Digest", "sha-256=:x:")
+						for _, field := range representationFields {
+							w.Header().Set(field, "1")
+						}
 						tt.end()
 					}))
 					url := p.serve(t, p.server(t, &conduit.Config{Logger: logs.logger(), Handler: h}))
@@ -1379,11 +1613,7 @@ func TestRecoveryAnswers500(t *testing.T) {
 					if res.StatusCode != 500 || string(body) != "Internal Server Error\n" {
 						t.Errorf("got %d %q, want a plain 500", res.StatusCode, body)
 					}
-					for _, field := range []string{"Cache-Control", "CDN-Cache-Control", "Expires", "Etag", "Content-Encoding", "Content-Digest"} {
-						if v := res.Header.Get(field); v != "" {
-							t.Errorf("%s: %s is left of the reply that never was", field, v)
-						}
-					}
+					nothingIsLeft(t, res.Header)
 					lines := logs.find(tt.message)
 					if len(lines) != 1 {
 						t.Fatalf("%d lines %q, want 1:\n%s", len(lines), tt.message, logs.String())
@@ -1402,6 +1632,23 @@ func TestRecoveryAnswers500(t *testing.T) {
 			}
 		}
 	})
+}
+
+// representationFields say something of a body and its keeping.
+var representationFields = []string{
+	"Accept-Ranges", "Cache-Control", "CDN-Cache-Control", "Content-Digest", "Content-Disposition", "Content-Encoding",
+	"Content-Language", "Content-Length", "Content-Location", "Content-Range", "ETag", "Expires", "Last-Modified", "Repr-Digest", "Trailer",
+}
+
+// nothingIsLeft fails the test if an error has a field of the response that it
+// takes the place of.
+func nothingIsLeft(t *testing.T, h http.Header) {
+	t.Helper()
+	for _, field := range representationFields {
+		if v := h.Get(field); v == "1" {
+			t.Errorf("%s is left of the response that never was: %v", field, h)
+		}
+	}
 }
 
 func endByPanic(value any) { panic(value) }
@@ -2130,6 +2377,7 @@ func TestCompressionAddsToVary(t *testing.T) {
 			}
 			w.Header().Set("Content-Type", "text/plain")
 			io.WriteString(w, "small")
+			w.(http.Flusher).Flush()
 			w.Header().Add("Vary", "Late") // must not reach the next reply
 		}))
 		for range 2 {
@@ -2465,6 +2713,30 @@ func TestCompressionFlushesNothing(t *testing.T) {
 	}
 }
 
+// A handler may see to the length itself.
+func TestCompressionLeavesTheLengthAlone(t *testing.T) {
+	for name, set := range map[string]func(http.Header){
+		"Transfer-Encoding": func(h http.Header) { h.Set("Transfer-Encoding", "chunked") },
+		"no Content-Length": func(h http.Header) { h["Content-Length"] = nil },
+	} {
+		for _, size := range []int{10, 1500, 10_000} {
+			for _, accept := range []string{"gzip", "br"} {
+				var logs logBuffer
+				h := conduit.Compression()(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					w.Header().Set("Content-Type", "text/plain")
+					set(w.Header())
+					io.WriteString(w, strings.Repeat("x", size))
+				}))
+				url := serve(t, newServer(t, &conduit.Config{Logger: logs.logger(), Handler: h}))
+				got := compressionGet(t, http.DefaultClient, url, "GET", http.Header{"Accept-Encoding": {accept}})
+				if got.header.Get("Content-Length") != "" || len(compressionText(t, got)) != size || len(logs.find("net/http")) > 0 {
+					t.Errorf("%s, %d bytes: %v, logged %s", name, size, got.header, logs.String())
+				}
+			}
+		}
+	}
+}
+
 func TestCompressionReportsFlushError(t *testing.T) {
 	want := errors.New("flush")
 	for _, contentType := range []string{"text/plain", "image/png"} {
@@ -2735,36 +3007,6 @@ func TestCompressionWithTimeout(t *testing.T) {
 	})
 }
 
-func TestCompressionRefusesLateWrites(t *testing.T) {
-	text := compressionJSON(4 << 10)
-	for _, size := range []int{0, 10, len(text)} {
-		var late http.ResponseWriter
-		h := conduit.Compression()(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			w.Header().Set("Content-Type", "text/plain")
-			if late = w; size > 0 {
-				io.WriteString(w, text[:size])
-			}
-		}))
-		w := httptest.NewRecorder()
-		h.ServeHTTP(w, compressionRequest("GET", "/", nil))
-		want := w.Body.String()
-		late.Header().Set("X-Late", "1")
-		late.WriteHeader(http.StatusTeapot)
-		_, err1 := late.Write([]byte(text))
-		_, err2 := io.WriteString(late, text)
-		_, err3 := late.(io.ReaderFrom).ReadFrom(strings.NewReader(text))
-		err4 := http.NewResponseController(late).Flush()
-		for i, err := range []error{err1, err2, err3, err4} {
-			if err == nil {
-				t.Errorf("after %d bytes: late use %d has no error", size, i+1)
-			}
-		}
-		if w.Code != 200 || w.Body.String() != want || w.Header().Get("X-Late") != "" {
-			t.Errorf("after %d bytes: a late write got through", size)
-		}
-	}
-}
-
 func TestCompressionHoldsBackNoMoreThanMinSize(t *testing.T) {
 	for _, tt := range []struct {
 		minSize, want int
@@ -2829,9 +3071,6 @@ func TestCompressionConfig(t *testing.T) {
 		got := compressionRecord(t, conduit.CompressionWith(tt.cfg)(compressionHandler(tt.contentType, tt.text)), "GET", nil)
 		if coded := got.header.Get("Content-Encoding") == "gzip"; coded != tt.want || compressionText(t, got) != tt.text {
 			t.Errorf("%+v: %d bytes of %s: coded %t, want %t", tt.cfg, len(tt.text), tt.contentType, coded, tt.want)
-		}
-		if !tt.want && tt.text != "" && len(tt.text) < 1024 && got.header.Get("Content-Length") != strconv.Itoa(len(tt.text)) {
-			t.Errorf("%+v: %d bytes have Content-Length %q", tt.cfg, len(tt.text), got.header["Content-Length"])
 		}
 	}
 
@@ -4659,12 +4898,13 @@ func TestAHijackThatFailsLeavesTheTimeout(t *testing.T) {
 	}
 }
 
-func TestTimeoutReplyHasNothingOfAnother(t *testing.T) {
+func TestTimeoutResponseHasNothingOfAnother(t *testing.T) {
 	outer := func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			for field, value := range map[string]string{"Cache-Control": "max-age=3600", "Etag": `"x"`, "Content-Encoding": "br", "Last-Modified": "Mon, 02 Jan 2006 15:04:05 GMT", "X-Frame-Options": "DENY"} {
-				w.Header().Set(field, value)
+			for _, field := range representationFields {
+				w.Header().Set(field, "1")
 			}
+			w.Header().Set("Set-Cookie", "kept=1")
 			next.ServeHTTP(w, r)
 		})
 	}
@@ -4672,10 +4912,10 @@ func TestTimeoutReplyHasNothingOfAnother(t *testing.T) {
 		rec := httptest.NewRecorder()
 		conduit.Chain(outer, limit.new(time.Millisecond))(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { <-r.Context().Done() })).
 			ServeHTTP(rec, httptest.NewRequest("GET", "/", nil))
-		h := rec.Header()
-		if rec.Code != 503 || h.Get("Cache-Control") != "" || h.Get("Etag") != "" || h.Get("Content-Encoding") != "" || h.Get("Last-Modified") != "" || h.Get("X-Frame-Options") != "DENY" {
-			t.Errorf("%s: %d with %v", limit.name, rec.Code, h)
+		if rec.Code != 503 || rec.Header().Get("Set-Cookie") == "" {
+			t.Errorf("%s: %d %v, want 503 with the middleware's cookie", limit.name, rec.Code, rec.Header())
 		}
+		nothingIsLeft(t, rec.Header())
 	}
 }
 
@@ -4870,20 +5110,6 @@ func TestALateHandlerTouchesNothing(t *testing.T) {
 			}
 		}
 	})
-}
-
-func TestWritesAfterAHandlerInTimeAreRefused(t *testing.T) {
-	for _, limit := range timeouts {
-		rec := httptest.NewRecorder()
-		var kept http.ResponseWriter
-		limit.new(time.Minute)(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			kept = w
-			io.WriteString(w, "ok")
-		})).ServeHTTP(rec, httptest.NewRequest("GET", "/", nil))
-		if _, err := kept.Write([]byte("late")); err == nil || rec.Body.String() != "ok" {
-			t.Errorf("%s: late write = %v, body %q", limit.name, err, rec.Body)
-		}
-	}
 }
 
 func TestDeadlinesPassATimeout(t *testing.T) {
@@ -11148,7 +11374,9 @@ func TestNothingRunsWhenThePackageIsImported(t *testing.T) {
 		case *ast.FuncLit:
 			return false // it is made, and called later
 		case *ast.CallExpr:
-			_, conversion := node.Fun.(*ast.ArrayType)
+			_, slice := node.Fun.(*ast.ArrayType)
+			_, pointer := node.Fun.(*ast.ParenExpr)
+			conversion := slice || pointer
 			if name := sourceOf(node.Fun); !conversion && !slices.Contains(allowed, name) {
 				t.Errorf("%s: %s is called when the package is imported", fset.Position(node.Pos()), name)
 			}

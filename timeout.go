@@ -171,7 +171,7 @@ func (h *timeoutHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		path:           r.URL.Path,
 		deadline:       now.Add(h.Duration),
 	}
-	t.request = *r.WithContext(t)
+	t.request = copyRequest(r, t)
 	t.extendWriteDeadline()
 	k := h.worker(t, now)
 	if h.Fast {
@@ -210,7 +210,7 @@ func (h *timeoutHandler) serveAside(t *timeoutWriter, k *timeoutWorker) {
 func (h *timeoutHandler) markRoute(t *timeoutWriter) {
 	r := t.original
 	probe := &http.Request{Method: r.Method, Host: r.Host, URL: &url.URL{Path: t.path}}
-	if pattern := routeOf(h.next, probe); pattern != "" {
+	if pattern := patternOf(h.next, probe); pattern != "" {
 		r.Pattern = pattern
 	}
 }
@@ -382,12 +382,11 @@ func (t *timeoutWriter) extendWriteDeadline() {
 	http.NewResponseController(t.ResponseWriter).SetWriteDeadline(t.deadline.Add(replyGrace))
 }
 
-// usable returns the error with which a use is refused, nil if it is not.
-func (t *timeoutWriter) usable() error {
-	switch t.state.Load() {
-	case timeoutEnded:
-		return errFinished
-	case timeoutFired:
+// checkOpen returns the error with which a use is refused, nil if it is not.
+// After a handler that has ended in time nothing is: a router may respond to an
+// error that its handler has returned.
+func (t *timeoutWriter) checkOpen() error {
+	if t.state.Load() == timeoutFired {
 		return ErrTimeout
 	}
 	return nil
@@ -400,13 +399,16 @@ func (t *timeoutWriter) Unwrap() http.ResponseWriter { return t.ResponseWriter }
 // Header returns the handler's own header, which begins as a copy of what the
 // middleware outside has set.
 func (t *timeoutWriter) Header() http.Header {
-	if t.header != nil {
+	switch {
+	case t.state.Load() == timeoutEnded:
+		return t.ResponseWriter.Header()
+	case t.header != nil:
 		return t.header
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.header = make(http.Header)
-	if t.usable() == nil {
+	if t.checkOpen() == nil {
 		for field, values := range t.ResponseWriter.Header() {
 			t.header[field] = slices.Clip(values)
 		}
@@ -417,14 +419,16 @@ func (t *timeoutWriter) Header() http.Header {
 func (t *timeoutWriter) WriteHeader(status int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.usable() != nil {
-		return
-	}
-	if 100 <= status && status <= 199 && status != http.StatusSwitchingProtocols {
+	switch {
+	case t.checkOpen() != nil:
+	case t.state.Load() == timeoutEnded:
+		t.ResponseWriter.WriteHeader(status)
+	case t.started.Load():
+		logSuperfluous(t, status)
+	case !isFinal(status):
 		t.writeInformational(status)
-		return
-	}
-	if t.commit() == nil {
+	case t.commit() == nil:
+		closeIfTooLarge(t.ResponseWriter, t.original, status)
 		t.ResponseWriter.WriteHeader(status)
 	}
 }
@@ -432,7 +436,7 @@ func (t *timeoutWriter) WriteHeader(status int) {
 // writeInformational sends the handler's header as it is now and takes it back
 // from the reply, which may yet be a timeout's.
 func (t *timeoutWriter) writeInformational(status int) {
-	if t.header == nil || t.started.Load() {
+	if t.header == nil {
 		t.ResponseWriter.WriteHeader(status)
 		return
 	}
@@ -455,7 +459,7 @@ func (t *timeoutWriter) commit() error {
 	}
 	t.started.Store(true)
 	// Only now is it certain that a timer which fires sees a write to end.
-	if err := t.usable(); err != nil {
+	if err := t.checkOpen(); err != nil {
 		t.started.Store(false)
 		return err
 	}
@@ -470,9 +474,9 @@ func replaceHeader(dst, src http.Header) {
 	maps.Copy(dst, src)
 }
 
-// begin is what precedes a write.
-func (t *timeoutWriter) begin() error {
-	if err := t.usable(); err != nil {
+// start is what precedes a write.
+func (t *timeoutWriter) start() error {
+	if err := t.checkOpen(); err != nil {
 		return err
 	}
 	return t.commit()
@@ -481,7 +485,7 @@ func (t *timeoutWriter) begin() error {
 func (t *timeoutWriter) Write(p []byte) (int, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if err := t.begin(); err != nil {
+	if err := t.start(); err != nil {
 		return 0, err
 	}
 	return t.ResponseWriter.Write(p)
@@ -490,7 +494,7 @@ func (t *timeoutWriter) Write(p []byte) (int, error) {
 func (t *timeoutWriter) WriteString(p string) (int, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if err := t.begin(); err != nil {
+	if err := t.start(); err != nil {
 		return 0, err
 	}
 	return io.WriteString(t.ResponseWriter, p)
@@ -499,69 +503,41 @@ func (t *timeoutWriter) WriteString(p string) (int, error) {
 // ReadFrom keeps sendfile for regular files. Whatever else may block when it
 // is read, and must not hold the lock then.
 func (t *timeoutWriter) ReadFrom(src io.Reader) (int64, error) {
-	const (
-		sniff = 512     // net/http looks at that much for the type
-		chunk = 4 << 20 // and this is sent with the lock held
-	)
 	rf, ok := t.ResponseWriter.(io.ReaderFrom)
-	file, limited := regularFile(src)
-	if !ok || file == nil {
+	if !ok || !readsFile(src) {
 		return io.Copy(struct{ io.Writer }{t}, src)
 	}
-	var n int64
+	var first int64
 	if !t.started.Load() {
-		// A file that cannot be read must leave the reply unbegun.
-		m, err := io.CopyN(struct{ io.Writer }{t}, src, sniff)
-		n += m
-		if err == io.EOF {
-			return n, nil
-		}
-		if err != nil {
-			return n, err
+		// A file that cannot be read must leave the response unstarted.
+		var err error
+		if first, err = io.CopyN(struct{ io.Writer }{t}, src, sniffLen); err == io.EOF {
+			return first, nil
+		} else if err != nil {
+			return first, err
 		}
 	}
-	for {
-		// sendfile needs the limit to be directly around the file.
-		part := &io.LimitedReader{R: file, N: chunk}
-		if limited != nil {
-			part.N = min(part.N, limited.N)
-		}
-		want := part.N
-		m, err := t.readFrom(rf, part)
-		n += m
-		if limited != nil {
-			limited.N -= m
-		}
-		if err != nil || m < want || want <= 0 {
-			return n, err
-		}
-	}
-}
 
-func (t *timeoutWriter) readFrom(rf io.ReaderFrom, src io.Reader) (int64, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if err := t.usable(); err != nil {
-		return 0, err
+	if err := t.start(); err != nil {
+		return first, err
 	}
-	return rf.ReadFrom(src)
+	n, err := rf.ReadFrom(src)
+	return first + n, err
 }
 
-// regularFile returns the regular file that src reads, nil if it is none, and
-// src itself if it is a limit around it.
-func regularFile(src io.Reader) (*os.File, *io.LimitedReader) {
-	limited, _ := src.(*io.LimitedReader)
-	if limited != nil {
+// readsFile reports whether src is a regular file or a limit around one.
+func readsFile(src io.Reader) bool {
+	if limited, ok := src.(*io.LimitedReader); ok {
 		src = limited.R
 	}
 	file, ok := src.(*os.File)
 	if !ok {
-		return nil, nil
+		return false
 	}
-	if info, err := file.Stat(); err != nil || !info.Mode().IsRegular() {
-		return nil, nil
-	}
-	return file, limited
+	info, err := file.Stat()
+	return err == nil && info.Mode().IsRegular()
 }
 
 // Flush is FlushError for those who look for an [http.Flusher].
@@ -570,23 +546,28 @@ func (t *timeoutWriter) Flush() { t.FlushError() }
 func (t *timeoutWriter) FlushError() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if err := t.usable(); err != nil {
+	switch err := t.checkOpen(); {
+	case err != nil:
 		return err // before the ResponseWriter is touched
-	}
-	started := t.started.Load()
-	var outer http.Header
-	if !started {
-		outer = maps.Clone(t.ResponseWriter.Header())
+	case !canFlush(t.ResponseWriter):
+		return http.ErrNotSupported // and nothing has started
 	}
 	if err := t.commit(); err != nil {
 		return err
 	}
-	err := http.NewResponseController(t.ResponseWriter).Flush()
-	if !started && errors.Is(err, http.ErrNotSupported) { // then nothing has begun
-		replaceHeader(t.ResponseWriter.Header(), outer)
-		t.started.Store(false)
+	return http.NewResponseController(t.ResponseWriter).Flush()
+}
+
+// CloseNotify is for code that takes every ResponseWriter for a CloseNotifier.
+func (t *timeoutWriter) CloseNotify() <-chan bool { return closeNotify(t) }
+
+func (t *timeoutWriter) Push(target string, opts *http.PushOptions) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if err := t.checkOpen(); err != nil {
+		return err
 	}
-	return err
+	return push(t.ResponseWriter, target, opts)
 }
 
 // Hijack releases the timeout: what becomes of the connection is no longer a
@@ -595,7 +576,7 @@ func (t *timeoutWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	released := t.state.CompareAndSwap(timeoutRunning, timeoutReleased)
-	if err := t.usable(); err != nil {
+	if err := t.checkOpen(); err != nil {
 		return nil, nil, err
 	}
 	conn, buf, err := http.NewResponseController(t.ResponseWriter).Hijack()
@@ -608,7 +589,7 @@ func (t *timeoutWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 func (t *timeoutWriter) SetReadDeadline(deadline time.Time) error {
 	t.control.Lock()
 	defer t.control.Unlock()
-	if err := t.usable(); err != nil {
+	if err := t.checkOpen(); err != nil {
 		return err
 	}
 	return http.NewResponseController(t.ResponseWriter).SetReadDeadline(deadline)
@@ -617,7 +598,7 @@ func (t *timeoutWriter) SetReadDeadline(deadline time.Time) error {
 func (t *timeoutWriter) SetWriteDeadline(deadline time.Time) error {
 	t.control.Lock()
 	defer t.control.Unlock()
-	if err := t.usable(); err != nil {
+	if err := t.checkOpen(); err != nil {
 		return err
 	}
 	return http.NewResponseController(t.ResponseWriter).SetWriteDeadline(deadline)
@@ -626,7 +607,7 @@ func (t *timeoutWriter) SetWriteDeadline(deadline time.Time) error {
 func (t *timeoutWriter) EnableFullDuplex() error {
 	t.control.Lock()
 	defer t.control.Unlock()
-	if err := t.usable(); err != nil {
+	if err := t.checkOpen(); err != nil {
 		return err
 	}
 	return http.NewResponseController(t.ResponseWriter).EnableFullDuplex()
@@ -664,16 +645,20 @@ func (t *timeoutWriter) settle() {
 	}
 }
 
-// finish completes the reply of a handler that has returned in time: with its
-// header if it wrote nothing, with its trailers if it did.
+// finish completes the response of a handler that has returned in time: with
+// its header if it wrote nothing, with its trailers if it did. What comes later
+// goes straight to the ResponseWriter inside, header included.
 func (t *timeoutWriter) finish() {
 	switch {
-	case t.state.Load() == timeoutFired || t.header == nil:
+	case t.state.Load() == timeoutFired:
+		return
+	case t.header == nil:
 	case t.started.Load():
 		maps.Copy(t.ResponseWriter.Header(), t.header)
 	default:
 		replaceHeader(t.ResponseWriter.Header(), t.header)
 	}
+	t.started.Store(true)
 }
 
 // answer responds for a handler that is late. It reports false if the response
@@ -709,7 +694,7 @@ func (t *timeoutWriter) answer() bool {
 		header["Connection"] = []string{"close"}
 	}
 	// The response ends by its Content-Length, whatever the handler still does.
-	leaveUncoded(t.ResponseWriter)
+	disableCompression(t.ResponseWriter)
 	t.ResponseWriter.WriteHeader(h.Status)
 	t.ResponseWriter.Write(h.body)
 	rc.Flush()
