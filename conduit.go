@@ -1071,42 +1071,128 @@ func Logger(ctx context.Context) *slog.Logger {
 // healthTimeout bounds the checks of one health request together.
 const healthTimeout = 5 * time.Second
 
-// Health returns a handler for load balancers and orchestrators. It answers
-// 200 {"status":"ok"} if every check returns nil, 503 {"status":"failing"} if
-// one does not, and 503 {"status":"draining"} without asking them once the
-// server drains. Checks run one after the other, on each request, and have 5
-// seconds together; an error goes to the log and never to the client. Replies
-// are not to be stored. Other methods than GET and HEAD get 405.
+// Health returns a handler for load balancers and orchestrators. It responds
+// with 200 {"status":"ok"} if every check returns nil, 503 {"status":"failing"}
+// if one does not, and 503 {"status":"draining"} without asking them once the
+// server drains. Responses are not to be stored. Other methods than GET and HEAD
+// get 405.
 //
-// A check is any func(context.Context) error, such as [DatabaseHealth]'s. Health
-// panics if one is nil.
+// Checks run one after the other and have 5 seconds together; requests that come
+// meanwhile share their result. One that panics or that does not return in time
+// has failed. Until that one returns every request gets a 503 at once, and none
+// runs it again. The error goes to the log and never to the client.
+//
+// A check is any func(context.Context) error, such as [DatabaseHealth]'s. Its
+// context has the values of the request that it runs for, and ends after the 5
+// seconds. Health panics if a check is nil.
 func Health(checks ...func(context.Context) error) http.Handler {
 	for i, check := range checks {
 		if check == nil {
 			panic(fmt.Sprintf("conduit: Health: check %d is nil", i+1))
 		}
 	}
-	checks = slices.Clone(checks)
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if !onlyReads(w, r) {
-			return
+	return &health{checks: slices.Clone(checks)}
+}
+
+type health struct {
+	checks []func(context.Context) error
+
+	mu  sync.Mutex // guards run
+	run *healthRun // nil while none runs
+}
+
+// healthRun is one run of the checks. It may outlive the request that it was
+// started for.
+type healthRun struct {
+	context.Context // ends when the time of the checks is up
+	current         atomic.Int64
+	done            chan struct{} // closed when they have returned
+	err             error         // set before done is closed
+}
+
+func (h *health) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if !onlyReads(w, r) {
+		return
+	}
+	status, body := http.StatusOK, `{"status":"ok"}`
+	select {
+	case <-Draining(r.Context()):
+		status, body = http.StatusServiceUnavailable, `{"status":"draining"}`
+	default:
+		err := h.check(r.Context())
+		if r.Context().Err() != nil {
+			panic(http.ErrAbortHandler) // the client has given up: no line for an error of ours
 		}
-		status, body := http.StatusOK, `{"status":"ok"}`
-		select {
-		case <-Draining(r.Context()):
-			status, body = http.StatusServiceUnavailable, `{"status":"draining"}`
-		default:
-			if err := runChecks(r.Context(), checks); err != nil {
-				status, body = http.StatusServiceUnavailable, `{"status":"failing"}`
-				Logger(r.Context()).Error("health check failed", "err", err)
+		if err != nil {
+			status, body = http.StatusServiceUnavailable, `{"status":"failing"}`
+			Logger(r.Context()).Error("health check failed", "err", err)
+		}
+	}
+	header := w.Header()
+	header.Set("Content-Type", "application/json")
+	header.Set("Cache-Control", "no-store")
+	w.WriteHeader(status)
+	io.WriteString(w, body)
+}
+
+// check returns the result of the checks that run, or of those that it starts.
+func (h *health) check(ctx context.Context) error {
+	if len(h.checks) == 0 {
+		return nil
+	}
+	run := h.join(ctx)
+	select {
+	case <-run.done:
+		return run.err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-run.Context.Done():
+		return fmt.Errorf("conduit: Health: check %d has not returned in time", run.current.Load())
+	}
+}
+
+func (h *health) join(ctx context.Context) *healthRun {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.run != nil {
+		return h.run
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), healthTimeout)
+	run := &healthRun{Context: ctx, done: make(chan struct{})}
+	h.run = run
+	go func() {
+		defer cancel()
+		defer close(run.done)
+		var errs []error
+		for i, check := range h.checks {
+			run.current.Store(int64(i + 1))
+			if err := <-runSafely(ctx, check); err != nil {
+				errs = append(errs, fmt.Errorf("conduit: Health: check %d: %w", i+1, err))
 			}
 		}
-		h := w.Header()
-		h.Set("Content-Type", "application/json")
-		h.Set("Cache-Control", "no-store")
-		w.WriteHeader(status)
-		io.WriteString(w, body)
-	})
+		run.err = errors.Join(errs...)
+		h.mu.Lock()
+		h.run = nil
+		h.mu.Unlock()
+	}()
+	return run
+}
+
+// runSafely runs somebody's function on a goroutine of its own. The channel gets
+// its error, and one for a function that panics or ends its goroutine.
+func runSafely(ctx context.Context, f func(context.Context) error) <-chan error {
+	done := make(chan error, 1)
+	go func() {
+		err := errors.New("ended its goroutine")
+		defer func() {
+			if value := recover(); value != nil {
+				err = fmt.Errorf("panic: %v\n%s", value, debug.Stack())
+			}
+			done <- err
+		}()
+		err = f(ctx)
+	}()
+	return done
 }
 
 // onlyReads reports whether a request is a GET or a HEAD. It answers others with
@@ -1118,19 +1204,6 @@ func onlyReads(w http.ResponseWriter, r *http.Request) bool {
 	w.Header().Set("Allow", "GET, HEAD")
 	http.Error(w, http.StatusText(http.StatusMethodNotAllowed), http.StatusMethodNotAllowed)
 	return false
-}
-
-func runChecks(ctx context.Context, checks []func(context.Context) error) error {
-	if len(checks) == 0 {
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, healthTimeout)
-	defer cancel()
-	var errs []error
-	for _, check := range checks {
-		errs = append(errs, check(ctx))
-	}
-	return errors.Join(errs...)
 }
 
 // Middleware wraps a handler in another one: what a chain is made of.

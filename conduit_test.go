@@ -1365,14 +1365,77 @@ func TestHealth(t *testing.T) {
 	}
 }
 
-func TestHealthGivesUpOnChecksThatHang(t *testing.T) {
+func TestHealthRespondsInTimeWhateverACheckDoes(t *testing.T) {
+	forever := make(chan struct{})
+	tests := []struct {
+		name  string
+		check func(context.Context) error
+		after time.Duration
+		err   string
+		again time.Duration // how long the next request takes
+	}{
+		{"heeds its context", func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }, 5 * time.Second, "check 2", 5 * time.Second},
+		{"heeds nothing", func(context.Context) error { <-forever; return nil }, 5 * time.Second, "check 2 has not returned in time", 0},
+		{"panics", func(context.Context) error { panic("boom") }, 0, "check 2: panic: boom", 0},
+		{"ends its goroutine", func(context.Context) error { runtime.Goexit(); return nil }, 0, "check 2: ended its goroutine", 0},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				forever = make(chan struct{})
+				defer func() { close(forever) }()
+				var logs logBuffer
+				var runs atomic.Int64
+				h := conduit.Chain(conduit.Logging())(conduit.Health(func(context.Context) error { runs.Add(1); return nil }, tt.check))
+				l := newPipeListener()
+				serveBubble(t, newServer(t, &conduit.Config{Logger: logs.logger(), Handler: h}), l)
+				client := l.client(t)
+				for i, want := range []time.Duration{tt.after, tt.again} {
+					start := time.Now()
+					var probes sync.WaitGroup
+					for range 3 { // at the same time
+						probes.Go(func() {
+							if got := get(t, client, "http://conduit.test/"); got.status != 503 || time.Since(start) != want {
+								t.Errorf("probe %d: %d after %v, want 503 after %v", i+1, got.status, time.Since(start), want)
+							}
+						})
+					}
+					probes.Wait()
+					synctest.Wait()
+				}
+				if n := runs.Load(); n > 6 || tt.after > 0 && n > 2 {
+					t.Errorf("the checks ran %d times", n)
+				}
+				for _, line := range logs.find("health check failed") {
+					if err := fmt.Sprint(line["err"]); !strings.HasPrefix(err, "conduit: Health: "+tt.err) {
+						t.Errorf("logged %q, want %q", err, tt.err)
+					}
+				}
+			})
+		})
+	}
+}
+
+// Neither a shutdown nor the log suffers from a prober that gives up.
+func TestHealthOfAProberThatGivesUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := conduit.Health(func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() })
-		rec := httptest.NewRecorder()
+		var logs logBuffer
+		block := make(chan struct{})
+		defer close(block)
+		srv := newServer(t, &conduit.Config{Logger: logs.logger(), Handler: conduit.Logging()(conduit.Health(func(context.Context) error { <-block; return nil }))})
+		l := newPipeListener()
+		serveBubble(t, srv, l)
+		conn := l.dial()
+		io.WriteString(conn, "GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+		synctest.Wait()
+		conn.Close()
+		synctest.Wait()
+		if line := logs.request(t); line["level"] != "INFO" || line["aborted"] != true || strings.Contains(logs.String(), "ERROR") {
+			t.Errorf("logged %s, want one line at level info", logs.String())
+		}
 		start := time.Now()
-		h.ServeHTTP(rec, httptest.NewRequestWithContext(t.Context(), "GET", "/health", nil))
-		if took := time.Since(start); rec.Code != 503 || took != 5*time.Second {
-			t.Errorf("%d after %v, want 503 after 5s", rec.Code, took)
+		if err := srv.Shutdown(t.Context()); err != nil || time.Since(start) > time.Second {
+			t.Errorf("Shutdown took %v, %v", time.Since(start), err)
 		}
 	})
 }

@@ -11,7 +11,6 @@ import (
 	"os/signal"
 	"reflect"
 	"runtime"
-	"runtime/debug"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -353,21 +352,7 @@ func (g *GracefulShutdown) runHooks(ctx context.Context, start time.Time) error 
 
 // runHook runs one hook and gives up on it when its context ends.
 func runHook(ctx context.Context, hook func(context.Context) error) error {
-	done := make(chan error, 1)
-	go func() {
-		var err error
-		returned := false
-		defer func() {
-			if value := recover(); value != nil {
-				err = fmt.Errorf("panic: %v\n%s", value, debug.Stack())
-			} else if !returned {
-				err = errors.New("ended its goroutine")
-			}
-			done <- err
-		}()
-		err = hook(ctx)
-		returned = true
-	}()
+	done := runSafely(ctx, hook)
 	select {
 	case err := <-done:
 		return err
