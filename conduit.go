@@ -205,14 +205,16 @@ func (c *Config) withDefaults() (Config, error) {
 	}
 
 	var faults faultList
-	if d.Handler == nil {
+	if isNil(d.Handler) {
 		faults.add("Handler: is required")
 	}
-	if _, port, err := net.SplitHostPort(d.Address); err != nil {
-		faults.add("Address: %w", err)
-	} else if _, err := net.LookupPort("tcp", port); err != nil {
+	if err := checkAddress(d.Address); err != nil {
 		faults.add("Address: %w", err)
 	}
+	faults.addShort("ReadTimeout", d.ReadTimeout)
+	faults.addShort("ReadHeaderTimeout", d.ReadHeaderTimeout)
+	faults.addShort("WriteTimeout", d.WriteTimeout)
+	faults.addShort("IdleTimeout", d.IdleTimeout)
 	if d.MaxHeaderBytes < 0 {
 		faults.add("MaxHeaderBytes: %d is negative", d.MaxHeaderBytes)
 	}
@@ -229,11 +231,23 @@ func (c *Config) withDefaults() (Config, error) {
 		d.checkTLS(&faults)
 	}
 	if d.Database != nil {
-		if _, err := d.Database.withDefaults(); err != nil {
+		if _, err := d.Database.withDefaults("Database."); err != nil {
 			faults = append(faults, err)
 		}
 	}
 	return d, errors.Join(faults...)
+}
+
+func checkAddress(address string) error {
+	_, port, err := net.SplitHostPort(address)
+	if err != nil {
+		if _, number := strconv.Atoi(address); number == nil {
+			return fmt.Errorf("%q is a port alone: \":%s\" is every address of this machine", address, address)
+		}
+		return err
+	}
+	_, err = net.LookupPort("tcp", port)
+	return err
 }
 
 // checkTLS adds what is wrong with TLSConfig.
@@ -266,6 +280,33 @@ type faultList []error
 // add adds one, which begins with the name of the field.
 func (f *faultList) add(format string, args ...any) {
 	*f = append(*f, fmt.Errorf("conduit: "+format, args...))
+}
+
+// addShort adds a duration that can only be a number without its unit.
+func (f *faultList) addShort(field string, d time.Duration) {
+	if 0 < d && d < time.Millisecond {
+		f.add("%s: %v: too short; is a unit such as time.Second missing?", field, d)
+	}
+}
+
+// isNil reports whether there is nothing that h could do but panic.
+func isNil(h http.Handler) bool {
+	switch h := h.(type) {
+	case nil:
+		return true
+	case http.HandlerFunc:
+		return h == nil
+	case *http.ServeMux:
+		return h == nil
+	}
+	return false
+}
+
+// checkHandler panics if a middleware was given no handler.
+func checkHandler(middleware string, h http.Handler) {
+	if isNil(h) {
+		panic("conduit: " + middleware + ": the handler is nil")
+	}
 }
 
 // Server is an [http.Server] that is safe as configured and that can stop
@@ -399,12 +440,22 @@ func (c *Config) completeTLS(base *tls.Config, certs *certificateFiles) *tls.Con
 	return t
 }
 
+// checkMade panics for a Server that New has not made.
+func (s *Server) checkMade() {
+	if s.http == nil {
+		panic("conduit: Server: was not made by New")
+	}
+}
+
 // HTTPServer returns the http.Server inside, for the fields that Config does
 // not name. Set them before serving. A ConnState, BaseContext or
 // Handler set there is called by the Server's own, not replaced; an ErrorLog
 // set there replaces the one that writes to Config.Logger. To stop, use the
 // methods of Server: those of the http.Server know nothing of draining.
-func (s *Server) HTTPServer() *http.Server { return s.http }
+func (s *Server) HTTPServer() *http.Server {
+	s.checkMade()
+	return s.http
+}
 
 // Addr returns the address of the first listener, with the real port where
 // ":0" was asked for, and nil until the server listens.
@@ -417,6 +468,7 @@ func (s *Server) Addr() net.Addr {
 // ListenAndServe listens on Config.Address over TCP and calls [Server.Serve].
 // The error of a port that is taken names the address.
 func (s *Server) ListenAndServe() error {
+	s.checkMade()
 	l, err := net.Listen("tcp", s.address)
 	if err != nil {
 		return fmt.Errorf("conduit: Address: %w", err)
@@ -430,6 +482,7 @@ func (s *Server) ListenAndServe() error {
 // returns after Serve cuts nothing short (golang/go#19579). Any other end is
 // an error. Serve closes l. It may be called for several listeners at once.
 func (s *Server) Serve(l net.Listener) error {
+	s.checkMade()
 	s.prepare.Do(s.install)
 	dl := &drainListener{Listener: l, stopped: make(chan struct{})}
 	s.mu.Lock()
@@ -471,6 +524,9 @@ func (s *Server) Serve(l net.Listener) error {
 func (s *Server) install() {
 	hs := s.http
 	s.secure = hs.TLSConfig != nil // net/http sets one even without TLS, once it serves
+	if hs.Handler == nil {
+		hs.Handler = http.DefaultServeMux // as net/http takes it
+	}
 	hs.Handler = &serverHandler{server: s, next: hs.Handler, options: !hs.DisableGeneralOptionsHandler}
 	hs.DisableGeneralOptionsHandler = true // or a drain would not see it
 
@@ -544,6 +600,7 @@ func (s *Server) notify() {
 // GOAWAY. Connections are still accepted and requests still answered, until
 // Shutdown or Close. Calling it again does nothing.
 func (s *Server) Drain() {
+	s.checkMade()
 	s.drainOnce.Do(func() {
 		s.sayClose.Store(true)
 		s.isDrained.Store(true)
@@ -564,6 +621,7 @@ func (s *Server) Drain() {
 // together with Close, and more than once: each call returns when the server
 // has stopped, with the same result, and the first context that ends cuts.
 func (s *Server) Shutdown(ctx context.Context) error {
+	s.checkMade()
 	report := s.shutdown(ctx)
 	return report.err()
 }
@@ -768,6 +826,7 @@ func (s *Server) cancelRequests(cause error) {
 // closing the listeners. During a Shutdown it ends that one's time, and returns
 // when the server has stopped. More than once is harmless.
 func (s *Server) Close() error {
+	s.checkMade()
 	if hurry := s.begin(func(error) {}); hurry != nil {
 		hurry(http.ErrServerClosed)
 		<-s.ended
@@ -1210,7 +1269,7 @@ func onlyReads(w http.ResponseWriter, r *http.Request) bool {
 type Middleware = func(http.Handler) http.Handler
 
 // Chain composes middleware into one: the first is the outermost, the one that
-// sees a request first. It panics if one is nil.
+// sees a request first. It panics if one is nil or returns nil.
 //
 // The usual order is [RequestID], [Recovery], [Logging], [Timeout],
 // [Compression]: the log line then has the id, its status is the one that
@@ -1224,8 +1283,11 @@ func Chain(mw ...Middleware) Middleware {
 	}
 	mw = slices.Clone(mw)
 	return func(h http.Handler) http.Handler {
-		for _, m := range slices.Backward(mw) {
-			h = m(h)
+		checkHandler("Chain", h)
+		for i, m := range slices.Backward(mw) {
+			if h = m(h); isNil(h) {
+				panic(fmt.Sprintf("conduit: Chain: middleware %d returns no handler", i+1))
+			}
 		}
 		return h
 	}
@@ -1707,6 +1769,7 @@ const requestIDField = "X-Request-Id"
 // Where clients are not to choose, let the proxy in front set the header.
 func RequestID() Middleware {
 	return func(next http.Handler) http.Handler {
+		checkHandler("RequestID", next)
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			x := exchangeOf(w, r)
 			if x.id != "" {
@@ -1766,6 +1829,7 @@ func RequestIDFrom(ctx context.Context) string {
 // well.
 func Recovery() Middleware {
 	return func(next http.Handler) http.Handler {
+		checkHandler("Recovery", next)
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			x := exchangeOf(w, r)
 			x.recovers = true
@@ -1911,6 +1975,7 @@ func LoggingWith(cfg *LoggingConfig) Middleware {
 		c = *cfg
 	}
 	return func(next http.Handler) http.Handler {
+		checkHandler("Logging", next)
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if c.Skip != nil && c.Skip(r) {
 				next.ServeHTTP(w, r)
@@ -2091,7 +2156,10 @@ func CompressionWith(cfg *CompressionConfig) Middleware {
 	if err != nil {
 		panic(err)
 	}
-	return func(next http.Handler) http.Handler { return &compressHandler{&c, next} }
+	return func(next http.Handler) http.Handler {
+		checkHandler("Compression", next)
+		return &compressHandler{&c, next}
+	}
 }
 
 type compressHandler struct {

@@ -90,6 +90,12 @@ func TestNewReportsEveryFault(t *testing.T) {
 	}{
 		{"nil", nil, []string{"conduit: Handler: "}},
 		{"no handler", &conduit.Config{}, []string{"conduit: Handler: "}},
+		{"nil HandlerFunc", &conduit.Config{Handler: http.HandlerFunc(nil)}, []string{"conduit: Handler: "}},
+		{"nil ServeMux", &conduit.Config{Handler: (*http.ServeMux)(nil)}, []string{"conduit: Handler: "}},
+		{"address that is a port", &conduit.Config{Handler: h, Address: "8080"}, []string{`conduit: Address: "8080" is a port alone: ":8080" is`}},
+		{"durations without a unit", &conduit.Config{Handler: h, ReadTimeout: 15, ReadHeaderTimeout: 10, WriteTimeout: 15, IdleTimeout: 60}, []string{
+			"conduit: ReadTimeout: 15ns: too short; is a unit such as time.Second missing?", "conduit: ReadHeaderTimeout: 10ns: ", "conduit: WriteTimeout: 15ns: ", "conduit: IdleTimeout: 60ns: ",
+		}},
 		{"address without port", &conduit.Config{Handler: h, Address: "localhost"}, []string{"conduit: Address: "}},
 		{"address with unknown port", &conduit.Config{Handler: h, Address: ":no-such-service"}, []string{"conduit: Address: "}},
 		{"negative header", &conduit.Config{Handler: h, MaxHeaderBytes: -1}, []string{"conduit: MaxHeaderBytes: "}},
@@ -105,11 +111,11 @@ func TestNewReportsEveryFault(t *testing.T) {
 		{"empty certificate", &conduit.Config{Handler: h, TLSConfig: &tls.Config{Certificates: []tls.Certificate{{}}}}, []string{"conduit: TLSConfig: certificate 1"}},
 		{"suites without HTTP/2's", &conduit.Config{Handler: h, EnableHTTP2: true, CertFile: certFile, KeyFile: keyFile, TLSConfig: &tls.Config{CipherSuites: []uint16{tls.TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256}}}, []string{"conduit: TLSConfig: CipherSuites"}},
 		{"TLSConfig upside down", &conduit.Config{Handler: h, CertFile: certFile, KeyFile: keyFile, MinTLSVersion: tls.VersionTLS13, TLSConfig: &tls.Config{MaxVersion: tls.VersionTLS12}}, []string{"conduit: TLSConfig: MaxVersion"}},
-		{"database without DB", &conduit.Config{Handler: h, Database: &conduit.DatabaseConfig{}}, []string{"conduit: DB: "}},
+		{"database without DB", &conduit.Config{Handler: h, Database: &conduit.DatabaseConfig{}}, []string{"conduit: Database.DB: "}},
 		{
 			"all at once",
 			&conduit.Config{Address: "x", MaxHeaderBytes: -1, MinTLSVersion: 1, CertFile: "no/cert", KeyFile: "no/key", Database: &conduit.DatabaseConfig{MaxOpenConns: 1, MaxIdleConns: 2}},
-			[]string{"conduit: Handler: ", "conduit: Address: ", "conduit: MaxHeaderBytes: ", "conduit: MinTLSVersion: ", "conduit: DB: ", "conduit: MaxIdleConns: ", "conduit: CertFile: ", "conduit: KeyFile: "},
+			[]string{"conduit: Handler: ", "conduit: Address: ", "conduit: MaxHeaderBytes: ", "conduit: MinTLSVersion: ", "conduit: Database.DB: ", "conduit: Database.MaxIdleConns: ", "conduit: CertFile: ", "conduit: KeyFile: "},
 		},
 	}
 	for _, tt := range tests {
@@ -1449,10 +1455,31 @@ func TestProgrammersMistakesPanic(t *testing.T) {
 	}{
 		{"nil check", "conduit: Health: check 2", func() { conduit.Health(func(context.Context) error { return nil }, nil) }},
 		{"nil middleware", "conduit: Chain: middleware 1", func() { conduit.Chain(nil) }},
+		{"middleware that returns nil", "conduit: Chain: middleware 2 returns no handler", func() {
+			conduit.Chain(conduit.RequestID(), func(http.Handler) http.Handler { return nil })(http.NotFoundHandler())
+		}},
+		{"Chain of nil", "conduit: Chain: the handler is nil", func() { conduit.Chain()(nil) }},
+		{"RequestID of nil", "conduit: RequestID: the handler is nil", func() { conduit.RequestID()(nil) }},
+		{"Recovery of nil", "conduit: Recovery: the handler is nil", func() { conduit.Recovery()(http.HandlerFunc(nil)) }},
+		{"Logging of nil", "conduit: Logging: the handler is nil", func() { conduit.Logging()(nil) }},
+		{"Timeout of nil", "conduit: Timeout: the handler is nil", func() { conduit.Timeout(time.Second)(nil) }},
+		{"Compression of nil", "conduit: Compression: the handler is nil", func() { conduit.Compression()((*http.ServeMux)(nil)) }},
+		{"duration without a unit", "conduit: Duration: 20ns: too short; is a unit such as time.Second missing?", func() { conduit.Timeout(20) }},
+		{"shutdown without units", "conduit: Timeout: 30ns: too short; is a unit such as time.Second missing?\nconduit: HookTimeout: 5ns: ", func() {
+			conduit.NewGracefulShutdown(srv, &conduit.ShutdownConfig{Timeout: 30, HookTimeout: 5})
+		}},
+		{"zero Server", "conduit: Server: was not made by New", func() { new(conduit.Server).Serve(newPipeListener()) }},
+		{"zero Server that listens", "conduit: Server: was not made by New", func() { new(conduit.Server).ListenAndServe() }},
+		{"zero Server that stops", "conduit: Server: was not made by New", func() { new(conduit.Server).Shutdown(t.Context()) }},
+		{"zero Server that closes", "conduit: Server: was not made by New", func() { new(conduit.Server).Close() }},
+		{"zero Server that drains", "conduit: Server: was not made by New", func() { new(conduit.Server).Drain() }},
+		{"zero Server in a shutdown", "conduit: Server: was not made by New", func() { conduit.NewGracefulShutdown(new(conduit.Server), nil) }},
+		{"zero GracefulShutdown", "conduit: GracefulShutdown: was not made by NewGracefulShutdown", func() { new(conduit.GracefulShutdown).Start() }},
+		{"zero GracefulShutdown that stops", "conduit: GracefulShutdown: was not made by NewGracefulShutdown", func() { new(conduit.GracefulShutdown).Shutdown() }},
 		{"no duration", "conduit: Duration: ", func() { conduit.Timeout(0) }},
 		{"negative duration", "conduit: Duration: ", func() { conduit.FastTimeout(-1) }},
 		{"nil timeout", "conduit: Duration: ", func() { conduit.TimeoutWith(nil) }},
-		{"status that is no error", "conduit: Status: ", func() { conduit.TimeoutWith(&conduit.TimeoutConfig{Duration: 1, Status: 200}) }},
+		{"status that is no error", "conduit: Status: ", func() { conduit.TimeoutWith(&conduit.TimeoutConfig{Duration: time.Second, Status: 200}) }},
 		{"nil hook", "conduit: RegisterHook: ", func() { conduit.NewGracefulShutdown(srv, nil).RegisterHook(nil) }},
 		{"nil server", "conduit: NewGracefulShutdown: ", func() { conduit.NewGracefulShutdown(nil, nil) }},
 		{"no time to drain", "conduit: Timeout: 1s leaves no time to drain beside Delay, 600ms, and HookTimeout, 400ms", func() {
@@ -4119,6 +4146,14 @@ func TestNoSignalsMeansNone(t *testing.T) {
 }
 
 func TestShutdownDefaultsShrink(t *testing.T) {
+	edited := func(timeout, delay time.Duration) *conduit.ShutdownConfig {
+		cfg := conduit.DefaultShutdownConfig()
+		cfg.Timeout = timeout
+		if delay > 0 {
+			cfg.Delay = delay
+		}
+		return cfg
+	}
 	tests := []struct {
 		name        string
 		cfg         *conduit.ShutdownConfig
@@ -4126,6 +4161,9 @@ func TestShutdownDefaultsShrink(t *testing.T) {
 	}{
 		{"defaults", nil, 500 * time.Millisecond, 5 * time.Second},
 		{"small Timeout", &conduit.ShutdownConfig{Timeout: time.Second}, 250 * time.Millisecond, 250 * time.Millisecond},
+		{"small Timeout beside the defaults", edited(time.Second, 0), 250 * time.Millisecond, 250 * time.Millisecond},
+		{"Timeout that the defaults fit", edited(10*time.Second, 0), 500 * time.Millisecond, 5 * time.Second},
+		{"Timeout and Delay beside the defaults", edited(10*time.Second, 5*time.Second), 5 * time.Second, 2500 * time.Millisecond},
 		{"long Delay", &conduit.ShutdownConfig{Timeout: 2 * time.Second, Delay: 1900 * time.Millisecond}, 1900 * time.Millisecond, 50 * time.Millisecond},
 		{"none", &conduit.ShutdownConfig{Delay: -1, HookTimeout: time.Second}, 0, time.Second},
 		{"no Timeout", &conduit.ShutdownConfig{Timeout: -1}, 500 * time.Millisecond, 5 * time.Second},
@@ -10866,6 +10904,7 @@ func TestDatabaseConfigBoundsThePool(t *testing.T) {
 	}{
 		{"defaults", conduit.DatabaseConfig{}, 100, 10},
 		{"idle follows open", conduit.DatabaseConfig{MaxOpenConns: 4}, 4, 4},
+		{"idle of the defaults follows open", conduit.DatabaseConfig{MaxOpenConns: 4, MaxIdleConns: conduit.DefaultDatabaseConfig(nil).MaxIdleConns}, 4, 4},
 		{"no limit", conduit.DatabaseConfig{MaxOpenConns: -1, MaxIdleConns: 15}, 0, 15},
 		{"no limit, default idle", conduit.DatabaseConfig{MaxOpenConns: -1}, 0, 10},
 		{"none idle", conduit.DatabaseConfig{MaxIdleConns: -1}, 100, 0},
@@ -10950,6 +10989,7 @@ func TestDatabaseConfigIsRefused(t *testing.T) {
 		{"nil", nil, "conduit: DB: "},
 		{"no DB", &conduit.DatabaseConfig{}, "conduit: DB: "},
 		{"idle above open", &conduit.DatabaseConfig{DB: db, MaxOpenConns: 5, MaxIdleConns: 6}, "conduit: MaxIdleConns: 6 is more than MaxOpenConns, 5"},
+		{"no unit", &conduit.DatabaseConfig{DB: db, ConnMaxLifetime: 60, ConnMaxIdleTime: 10}, "conduit: ConnMaxLifetime: 60ns: too short; is a unit such as time.Hour missing?\nconduit: ConnMaxIdleTime: 10ns: too short"},
 		{"idle above default open", &conduit.DatabaseConfig{DB: db, MaxIdleConns: 101}, "conduit: MaxIdleConns: 101 is more than MaxOpenConns, 100"},
 	}
 	for _, tt := range tests {

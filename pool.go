@@ -30,8 +30,9 @@ type DatabaseConfig struct {
 	MaxOpenConns int
 
 	// MaxIdleConns is the most connections kept open while nobody uses them:
-	// 10 by default, or MaxOpenConns if that is less. More than MaxOpenConns
-	// is an error. Negative: none.
+	// 10 by default, or MaxOpenConns if that is less, also where the 10 is
+	// [DefaultDatabaseConfig]'s. Any other number above MaxOpenConns is an
+	// error. Negative: none.
 	//
 	// Load that comes in bursts wants it near MaxOpenConns: every connection
 	// beyond it is closed as soon as it is given back and dialled again in
@@ -52,8 +53,7 @@ type DatabaseConfig struct {
 
 // DefaultDatabaseConfig returns the defaults for db, spelled out: at most 100
 // connections open and 10 idle, replaced after an hour, closed after ten idle
-// minutes. Whoever sets MaxOpenConns below 10 has to lower MaxIdleConns too, or
-// begins with an empty DatabaseConfig.
+// minutes.
 func DefaultDatabaseConfig(db *sql.DB) *DatabaseConfig {
 	return &DatabaseConfig{
 		DB:              db,
@@ -64,30 +64,38 @@ func DefaultDatabaseConfig(db *sql.DB) *DatabaseConfig {
 	}
 }
 
-func (c *DatabaseConfig) withDefaults() (DatabaseConfig, error) {
+// withDefaults returns errors that name each field with a prefix.
+func (c *DatabaseConfig) withDefaults(prefix string) (DatabaseConfig, error) {
 	var d DatabaseConfig
 	if c != nil {
 		d = *c
 	}
 	defaults := DefaultDatabaseConfig(d.DB)
 	d.MaxOpenConns = cmp.Or(d.MaxOpenConns, defaults.MaxOpenConns)
-	if d.MaxIdleConns == 0 {
-		d.MaxIdleConns = defaults.MaxIdleConns
-		if d.MaxOpenConns > 0 {
-			d.MaxIdleConns = min(d.MaxIdleConns, d.MaxOpenConns)
-		}
+	d.MaxIdleConns = cmp.Or(d.MaxIdleConns, defaults.MaxIdleConns)
+	if d.MaxIdleConns == defaults.MaxIdleConns && d.MaxOpenConns > 0 {
+		d.MaxIdleConns = min(d.MaxIdleConns, d.MaxOpenConns)
 	}
 	d.ConnMaxLifetime = cmp.Or(d.ConnMaxLifetime, defaults.ConnMaxLifetime)
 	d.ConnMaxIdleTime = cmp.Or(d.ConnMaxIdleTime, defaults.ConnMaxIdleTime)
 
-	var faults []error
+	var errs []error
+	add := func(format string, args ...any) {
+		errs = append(errs, fmt.Errorf("conduit: "+prefix+format, args...))
+	}
 	if d.DB == nil {
-		faults = append(faults, errors.New("conduit: DB: is required"))
+		add("DB: is required")
 	}
 	if d.MaxOpenConns > 0 && d.MaxIdleConns > d.MaxOpenConns {
-		faults = append(faults, fmt.Errorf("conduit: MaxIdleConns: %d is more than MaxOpenConns, %d", d.MaxIdleConns, d.MaxOpenConns))
+		add("MaxIdleConns: %d is more than MaxOpenConns, %d", d.MaxIdleConns, d.MaxOpenConns)
 	}
-	return d, errors.Join(faults...)
+	if 0 < d.ConnMaxLifetime && d.ConnMaxLifetime < time.Millisecond {
+		add("ConnMaxLifetime: %v: too short; is a unit such as time.Hour missing?", d.ConnMaxLifetime)
+	}
+	if 0 < d.ConnMaxIdleTime && d.ConnMaxIdleTime < time.Millisecond {
+		add("ConnMaxIdleTime: %v: too short; is a unit such as time.Minute missing?", d.ConnMaxIdleTime)
+	}
+	return d, errors.Join(errs...)
 }
 
 // Apply sets the bounds on c.DB. It may be called at any time and from any
@@ -96,7 +104,7 @@ func (c *DatabaseConfig) withDefaults() (DatabaseConfig, error) {
 // returns an error that names each faulty field if DB is nil or MaxIdleConns
 // exceeds MaxOpenConns.
 func (c *DatabaseConfig) Apply() error {
-	d, err := c.withDefaults()
+	d, err := c.withDefaults("")
 	if err != nil {
 		return err
 	}
@@ -124,7 +132,7 @@ func (c *DatabaseConfig) Apply() error {
 // wraps the driver's, or that of ctx if it ends before all are open and the
 // driver heeds it. No other is begun then; those that are open stay in the pool.
 func (c *DatabaseConfig) Warm(ctx context.Context, n int) error {
-	d, err := c.withDefaults()
+	d, err := c.withDefaults("")
 	if err != nil {
 		return err
 	}

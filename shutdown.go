@@ -19,8 +19,11 @@ import (
 )
 
 // ShutdownConfig configures [NewGracefulShutdown]. A zero field means the
-// default that its comment gives, a negative duration none. HookTimeout and
-// Delay, left to their defaults, are at most a quarter of Timeout each.
+// default that its comment gives, a negative duration none.
+//
+// HookTimeout and Delay that are zero are at most a quarter of Timeout each. So
+// are those that [DefaultShutdownConfig] has set if they would leave no time
+// otherwise: with it, too, a shorter Timeout is the only field to change.
 type ShutdownConfig struct {
 	// Timeout bounds a whole shutdown: delay, drain and hooks. 30 seconds by
 	// default. Whoever kills the process must wait longer: Kubernetes waits 30
@@ -45,9 +48,7 @@ type ShutdownConfig struct {
 }
 
 // DefaultShutdownConfig returns the defaults: a Timeout of 30 seconds of which
-// 5 are kept for the hooks, a Delay of 500 milliseconds, SIGINT and SIGTERM. For
-// a shorter Timeout begin with an empty ShutdownConfig: what is spelled out here
-// does not shrink with it.
+// 5 are kept for the hooks, a Delay of 500 milliseconds, SIGINT and SIGTERM.
 func DefaultShutdownConfig() *ShutdownConfig {
 	return &ShutdownConfig{
 		Timeout:     30 * time.Second,
@@ -64,7 +65,23 @@ func (c *ShutdownConfig) withDefaults() (ShutdownConfig, error) {
 	}
 	defaults := DefaultShutdownConfig()
 	d.Timeout = cmp.Or(d.Timeout, defaults.Timeout)
+	var faults faultList
+	faults.addShort("Timeout", d.Timeout)
+	faults.addShort("HookTimeout", d.HookTimeout)
+	faults.addShort("Delay", d.Delay)
+	if len(faults) > 0 {
+		return d, errors.Join(faults...)
+	}
 	if d.Timeout > 0 {
+		if max(d.Delay, 0)+max(d.HookTimeout, 0) >= d.Timeout {
+			// What has its default was hardly meant to contradict Timeout.
+			if d.Delay == defaults.Delay {
+				d.Delay = 0
+			}
+			if d.HookTimeout == defaults.HookTimeout {
+				d.HookTimeout = 0
+			}
+		}
 		defaults.HookTimeout = min(defaults.HookTimeout, d.Timeout/4, (d.Timeout-max(d.Delay, 0))/2)
 		defaults.Delay = min(defaults.Delay, d.Timeout/4, (d.Timeout-max(d.HookTimeout, 0))/2)
 		explicit := max(d.Delay, 0) + max(d.HookTimeout, 0)
@@ -121,11 +138,20 @@ func NewGracefulShutdown(srv *Server, cfg *ShutdownConfig) *GracefulShutdown {
 	c, err := cfg.withDefaults()
 	if srv == nil {
 		err = errors.New("conduit: NewGracefulShutdown: the server is nil")
+	} else {
+		srv.checkMade()
 	}
 	if err != nil {
 		panic(err)
 	}
 	return &GracefulShutdown{server: srv, config: c, trigger: make(chan struct{})}
+}
+
+// checkMade panics for a GracefulShutdown that NewGracefulShutdown has not made.
+func (g *GracefulShutdown) checkMade() {
+	if g.server == nil {
+		panic("conduit: GracefulShutdown: was not made by NewGracefulShutdown")
+	}
 }
 
 // StartWithGracefulShutdown is [NewGracefulShutdown] and
@@ -145,6 +171,7 @@ func StartWithGracefulShutdown(srv *Server, cfg *ShutdownConfig) error {
 // A hook may register another, which runs next. RegisterHook panics if hook is
 // nil.
 func (g *GracefulShutdown) RegisterHook(hook func(context.Context) error) {
+	g.checkMade()
 	if hook == nil {
 		panic("conduit: RegisterHook: the hook is nil")
 	}
@@ -169,6 +196,7 @@ func (g *GracefulShutdown) Start() error {
 // While it runs, its signals do not have the effect they have otherwise;
 // afterwards they have it again.
 func (g *GracefulShutdown) Run(ctx context.Context, l net.Listener) error {
+	g.checkMade()
 	if g.ran.Swap(true) {
 		if l != nil {
 			l.Close()
@@ -252,6 +280,7 @@ func (g *GracefulShutdown) Run(ctx context.Context, l net.Listener) error {
 // Shutdown makes Run shut down, as a signal does, and returns at once. It may
 // be called any number of times, also before Run; only signals escalate.
 func (g *GracefulShutdown) Shutdown() {
+	g.checkMade()
 	g.once.Do(func() { close(g.trigger) })
 }
 

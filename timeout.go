@@ -39,7 +39,7 @@ func (timeoutError) Is(target error) bool {
 // TimeoutConfig configures [TimeoutWith].
 type TimeoutConfig struct {
 	// Duration is how long a handler may take to begin its reply and to end
-	// it. Required, positive.
+	// it. Required, at least a millisecond.
 	Duration time.Duration
 
 	// Status is the status of the reply that is sent for a late handler, 503
@@ -78,6 +78,7 @@ func (c *TimeoutConfig) withDefaults() (TimeoutConfig, error) {
 	if d.Duration <= 0 {
 		faults.add("Duration: %v is not positive", d.Duration)
 	}
+	faults.addShort("Duration", d.Duration)
 	if d.Status < 400 || d.Status > 599 {
 		faults.add("Status: %d is not an error, 400 to 599", d.Status)
 	}
@@ -85,8 +86,8 @@ func (c *TimeoutConfig) withDefaults() (TimeoutConfig, error) {
 }
 
 // Timeout answers 503 for a handler that has not begun its reply after d, and
-// cuts the reply of one that has not ended it. See [TimeoutWith]. It panics
-// unless d is positive.
+// cuts the reply of one that has not ended it. See [TimeoutWith]. It panics if d
+// is less than a millisecond.
 func Timeout(d time.Duration) Middleware {
 	return TimeoutWith(&TimeoutConfig{Duration: d})
 }
@@ -97,7 +98,7 @@ func Timeout(d time.Duration) Middleware {
 // the handler returns, and a started reply is cut only then. On HTTP/2 the reply
 // is delivered, but its stream ends when the handler returns, or a second after
 // the timeout with a reset, which clients take for an error. It suits handlers
-// that heed their context. It panics unless d is positive.
+// that heed their context. It panics if d is less than a millisecond.
 func FastTimeout(d time.Duration) Middleware {
 	return TimeoutWith(&TimeoutConfig{Duration: d, Fast: true})
 }
@@ -131,14 +132,15 @@ func FastTimeout(d time.Duration) Middleware {
 // [time.AfterFunc] call the cancel function of [context.WithCancelCause] with
 // [context.DeadlineExceeded]. Without a cause it is taken for a client that has gone.
 //
-// TimeoutWith panics, naming each field, if cfg is nil, the Duration is not
-// positive or the Status is not an error.
+// TimeoutWith panics, naming each field, if cfg is nil, the Duration is less than
+// a millisecond or the Status is not an error.
 func TimeoutWith(cfg *TimeoutConfig) Middleware {
 	c, err := cfg.withDefaults()
 	if err != nil {
 		panic(err)
 	}
 	return func(next http.Handler) http.Handler {
+		checkHandler("Timeout", next)
 		return &timeoutHandler{
 			TimeoutConfig: c,
 			next:          next,
