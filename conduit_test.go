@@ -57,9 +57,9 @@ import (
 	"syscall"
 	"testing"
 	"testing/fstest"
-	"testing/iotest"
 	"testing/synctest"
 	"time"
+	"weak"
 
 	"example.com/conduit"
 )
@@ -7140,7 +7140,7 @@ func (streamPanics) MarshalJSON() ([]byte, error) { panic("secret") }
 func TestStreamHeader(t *testing.T) {
 	eachStream(t, func(t *testing.T, p protocol, kind streamKind) {
 		for _, own := range []string{"", "application/vnd.conduit+x; a=b"} {
-			_, client, url := streamBubble(t, p, conduit.Config{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			got := streamGet(t, p, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				if own != "" {
 					w.Header().Set("Content-Type", own)
 				}
@@ -7156,8 +7156,7 @@ func TestStreamHeader(t *testing.T) {
 				if err != nil {
 					t.Error(err)
 				}
-			})})
-			got := get(t, client, url)
+			}))
 			h, want := got.header, cmp.Or(own, kind.contentType)
 			if ct := h["Content-Type"]; got.status != 200 || len(ct) != 1 || ct[0] != want {
 				t.Errorf("got %d, Content-Type %q, want 200 and %q", got.status, ct, want)
@@ -7173,19 +7172,24 @@ func TestStreamHeader(t *testing.T) {
 	})
 }
 
-// The client has what was written before anything else is.
+// The client has what was written before anything else is. A drain is told, and
+// ends nothing.
 func TestStreamWritesAreDelivered(t *testing.T) {
 	eachStream(t, func(t *testing.T, p protocol, kind streamKind) {
 		for _, chain := range streamChains {
-			next := make(chan string, 1)
-			next <- "first"
-			_, client, url := streamBubble(t, p, conduit.Config{Handler: chain.mw(kind.handler(t, func(r *http.Request, s *streamWriter) {
+			next := make(chan string)
+			srv, client, url := streamBubble(t, p, conduit.Config{Handler: chain.mw(kind.handler(t, func(r *http.Request, s *streamWriter) {
+				err := s.send("first")
 				for text := range next {
-					if err := s.send(text); err != nil {
-						t.Errorf("%s: %s: %v", chain.name, text, err)
+					select {
+					case <-s.done:
+						t.Errorf("%s: Done is closed before the drain", chain.name)
+					default:
 					}
+					err = errors.Join(err, s.send(text))
 				}
-				if err := s.end(); err != nil {
+				<-s.done
+				if err := errors.Join(err, s.send("last"), s.end()); err != nil {
 					t.Errorf("%s: %v", chain.name, err)
 				}
 			}))})
@@ -7196,11 +7200,12 @@ func TestStreamWritesAreDelivered(t *testing.T) {
 				body += streamUntil(t, res.Body, text)
 			}
 			close(next)
+			srv.Drain()
 			rest, err := io.ReadAll(res.Body)
 			if err != nil {
 				t.Errorf("%s: %v", chain.name, err)
 			}
-			kind.check(t, body+string(rest), "firstsecondthird")
+			kind.check(t, body+string(rest), "firstsecondthirdlast")
 		}
 	})
 }
@@ -7373,33 +7378,6 @@ func TestStreamOneLargeWriteToASlowClient(t *testing.T) {
 	}
 }
 
-// A deadline that is left behind would end the next response, or this one's last
-// chunk.
-func TestStreamLeavesNoDeadlineBehind(t *testing.T) {
-	for _, kind := range streamKinds {
-		t.Run(kind.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				mux := http.NewServeMux()
-				mux.Handle("/", kind.handler(t, func(r *http.Request, s *streamWriter) {
-					if err := errors.Join(s.send("text"), s.end()); err != nil {
-						t.Error(err)
-					}
-					time.Sleep(time.Minute)
-				}))
-				mux.HandleFunc("/late", func(w http.ResponseWriter, r *http.Request) {
-					time.Sleep(time.Minute)
-					io.WriteString(w, "late")
-				})
-				_, client, url := streamBubble(t, http1Protocol, conduit.Config{WriteTimeout: -1, IdleTimeout: -1, Handler: mux})
-				kind.check(t, get(t, client, url).body, "text")
-				if got := get(t, client, url+"late"); got.body != "late" {
-					t.Errorf("then %q, want late", got.body)
-				}
-			})
-		})
-	}
-}
-
 func TestStreamNoticesThatTheClientHasDisconnected(t *testing.T) {
 	for _, method := range []string{"GET", "POST"} {
 		t.Run(method, func(t *testing.T) {
@@ -7429,25 +7407,6 @@ func TestStreamNoticesThatTheClientHasDisconnected(t *testing.T) {
 			})
 		})
 	}
-}
-
-// A drain is told, and ends nothing.
-func TestStreamDoneClosesAtADrain(t *testing.T) {
-	eachStream(t, func(t *testing.T, p protocol, kind streamKind) {
-		srv, client, url := streamBubble(t, p, conduit.Config{Handler: conduit.Timeout(time.Minute)(kind.handler(t, func(r *http.Request, s *streamWriter) {
-			err := s.send("before ")
-			start := time.Now()
-			<-s.done
-			if took := time.Since(start); took != 5*time.Second {
-				t.Errorf("Done was closed after %v, want it at the drain", took)
-			}
-			if err = errors.Join(err, s.send("after"), s.end()); err != nil {
-				t.Error(err)
-			}
-		}))})
-		time.AfterFunc(5*time.Second, srv.Drain)
-		kind.check(t, get(t, client, url).body, "before after")
-	})
 }
 
 func TestStreamHEAD(t *testing.T) {
@@ -7486,14 +7445,12 @@ func TestStreamHEADTakesNothingFromItsSource(t *testing.T) {
 				return nil
 			}),
 			"ReadFrom": streamHandler(t, conduit.NewBinaryStream, func(s *conduit.Stream) error {
-				if _, err := s.ReadFrom(iotest.ErrReader(errors.New("secret"))); !errors.Is(err, http.ErrBodyNotAllowed) {
-					t.Errorf("ReadFrom = %v, want ErrBodyNotAllowed", err)
-				}
+				s.ReadFrom(streamReader(func() error { t.Error("the reader was read"); return io.EOF }))
 				return nil
 			}),
 			"WriteJSONArray": streamHandler(t, conduit.NewJSONStream, func(s *conduit.JSONStream) error { return s.WriteJSONArray(items) }),
-			"StreamJSON": http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				if err := conduit.StreamJSON(w, r, pulled); err != nil {
+			"StreamNDJSON": http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if err := conduit.StreamNDJSON(w, r, pulled); err != nil {
 					t.Error(err)
 				}
 			}),
@@ -7654,97 +7611,72 @@ func TestStreamWritesNothingAfterItsHandler(t *testing.T) {
 	})
 }
 
-// A response that is given back to the handler is under the server's WriteTimeout
-// again, or the time of a Timeout around it.
+// After an early error the handler has the server's WriteTimeout again, or the
+// time of a Timeout around it.
 func TestStreamEarlyErrorLeavesTheHandlerItsTime(t *testing.T) {
-	for name, end := range map[string]func(s *conduit.JSONStream){
-		"error": func(s *conduit.JSONStream) { s.Write(streamStuck) },
-		"Abort": func(s *conduit.JSONStream) { s.Abort() },
-	} {
-		t.Run(name, func(t *testing.T) {
-			eachBubble(t, func(t *testing.T, p protocol) {
-				ended := make(chan time.Duration, 1)
-				h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-					s, err := conduit.NewJSONStream(w, r)
-					if err != nil {
-						t.Error(err)
-						return
-					}
-					end(s)
-					start := time.Now()
-					for err == nil && time.Since(start) < time.Hour {
-						_, err = w.Write(make([]byte, 32<<10))
-					}
-					ended <- time.Since(start)
-				})
-				_, client, url := streamBubble(t, p, conduit.Config{WriteTimeout: 5 * time.Second, Handler: h})
-				streamOpen(t, client, url) // and take nothing
-				if got := <-ended; got != 5*time.Second {
-					t.Errorf("a client that takes nothing held the handler for %v, want 5s", got)
-				}
-			})
-			for _, limit := range timeouts {
-				t.Run(limit.name, func(t *testing.T) {
-					eachBubble(t, func(t *testing.T, p protocol) {
-						h := limit.new(30 * time.Second)(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-							s, err := conduit.NewJSONStream(w, r)
-							if err != nil {
-								t.Error(err)
-								return
-							}
-							end(s)
-							time.Sleep(20 * time.Second)
-							io.WriteString(w, "from the second store")
-						}))
-						_, client, url := streamBubble(t, p, conduit.Config{WriteTimeout: 15 * time.Second, Handler: h})
-						if got := get(t, client, url); got.body != "from the second store" {
-							t.Errorf("got %d %q", got.status, got.body)
-						}
-					})
-				})
-			}
-		})
+	fail := func(w http.ResponseWriter, r *http.Request) {
+		if err := conduit.StreamJSON(w, r, streamSeq[int](errors.New("the first store is down"))); err == nil {
+			t.Error("StreamJSON returned nil")
+		}
 	}
+	eachBubble(t, func(t *testing.T, p protocol) {
+		ended := make(chan time.Duration, 1)
+		_, client, url := streamBubble(t, p, conduit.Config{WriteTimeout: 5 * time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			fail(w, r)
+			start := time.Now()
+			for err := error(nil); err == nil && time.Since(start) < time.Hour; {
+				_, err = w.Write(make([]byte, 32<<10))
+			}
+			ended <- time.Since(start)
+		})})
+		streamOpen(t, client, url) // and take nothing
+		if got := <-ended; got != 5*time.Second {
+			t.Errorf("a client that takes nothing held the handler for %v, want 5s", got)
+		}
+		for _, limit := range timeouts {
+			_, client, url := streamBubble(t, p, conduit.Config{WriteTimeout: 15 * time.Second, Handler: limit.new(30 * time.Second)(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				fail(w, r)
+				time.Sleep(20 * time.Second)
+				io.WriteString(w, "from the second store")
+			}))})
+			if got := get(t, client, url); got.body != "from the second store" {
+				t.Errorf("%s: got %d %q", limit.name, got.status, got.body)
+			}
+		}
+	})
 }
 
 // On a bare server nothing else puts a deadline on the last chunk.
 func TestStreamHandlersEndUnderADeadlineOnABareServer(t *testing.T) {
-	for _, test := range []struct {
-		name, last string // of what the client reads
-		handler    http.Handler
-	}{
-		{"SSEHandler", "data: text\n\n\r\n", conduit.SSEHandler(func(s *conduit.SSEStream, r *http.Request) error {
+	for last, h := range map[string]http.Handler{ // by the last that the client reads
+		"data: text\n\n\r\n": conduit.SSEHandler(func(s *conduit.SSEStream, r *http.Request) error {
 			return s.WriteSSE(&conduit.SSEEvent{Data: "text"})
-		})},
-		{"JSONHandler", "]\r\n", conduit.JSONHandler(func(*http.Request) iter.Seq2[string, error] {
+		}),
+		"]\r\n": conduit.JSONHandler(func(*http.Request) iter.Seq2[string, error] {
 			return func(yield func(string, error) bool) {
 				yield("text", nil)
 				time.Sleep(time.Second) // it is sent, and so the response chunked
 			}
-		})},
+		}),
 	} {
-		t.Run(test.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				l := newPipeListener()
-				closed := make(chan struct{})
-				srv := &http.Server{Handler: test.handler, WriteTimeout: 5 * time.Second, ConnState: func(_ net.Conn, state http.ConnState) {
-					if state == http.StateClosed {
-						close(closed)
-					}
-				}}
-				go srv.Serve(l)
-				t.Cleanup(func() { srv.Close() })
-				c := l.dial()
-				t.Cleanup(func() { c.Close() })
-				go fmt.Fprint(c, "GET / HTTP/1.1\r\nHost: conduit.test\r\n\r\n")
-				streamUntil(t, c, test.last) // and no further
-				time.Sleep(time.Minute)
-				select {
-				case <-closed:
-				default:
-					t.Error("the connection waits for a client that reads no further")
+		synctest.Test(t, func(t *testing.T) {
+			l := newPipeListener()
+			closed := make(chan time.Time, 1)
+			srv := &http.Server{Handler: h, WriteTimeout: 5 * time.Second, ConnState: func(_ net.Conn, state http.ConnState) {
+				if state == http.StateClosed {
+					closed <- time.Now()
 				}
-			})
+			}}
+			go srv.Serve(l)
+			defer srv.Close()
+			c := l.dial()
+			defer c.Close()
+			fmt.Fprint(c, "GET / HTTP/1.1\r\nHost: conduit.test\r\n\r\n")
+			streamUntil(t, c, last) // and no further
+			start := time.Now()
+			if took := (<-closed).Sub(start); took != 15*time.Second {
+				t.Errorf("the connection of a client that reads no further than %q was closed after %v, want 15s", last, took)
+			}
 		})
 	}
 }
@@ -7878,10 +7810,13 @@ func TestStreamItemsAreDeliveredInTime(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					var flushes atomic.Int64
 					h := source.make(t, test.pauses)
-					_, client, url := streamBubble(t, http1Protocol, conduit.Config{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					srv, client, url := streamBubble(t, http1Protocol, conduit.Config{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 						h.ServeHTTP(streamMeter{w, &flushes}, r)
 					})})
 					res, _ := streamOpen(t, client, url)
+					if source.json || source.name == "ReadFrom" { // which a drain does not end
+						time.AfterFunc(time.Second, srv.Drain)
+					}
 					n, worst := 0, time.Duration(0)
 					for in := bufio.NewReader(res.Body); ; n++ {
 						text, err := in.ReadString('!')
@@ -8005,257 +7940,120 @@ func TestJSONSmallDocumentKeepsItsTrailer(t *testing.T) {
 	})
 }
 
-// A stream that fails when nothing is out yet leaves the response to its caller.
-func TestStreamErrorBeforeTheFirstByteIsTheCallers(t *testing.T) {
+// What fails before its first byte is out leaves the response to its caller. What
+// fails later aborts it, whatever is written then. A panic is a failure as any
+// other: no timer writes beside the one who recovers.
+func TestStreamErrors(t *testing.T) {
+	type serve = func(w http.ResponseWriter, r *http.Request, late bool) error
 	secret := errors.New("secret")
-	jsonStream := func(use func(s *conduit.JSONStream) error) func(w http.ResponseWriter, r *http.Request) error {
-		return func(w http.ResponseWriter, r *http.Request) error {
-			s, err := conduit.NewJSONStream(w, r)
-			if err != nil {
-				return err
-			}
-			first := use(s)
-			more := make(chan any, 1)
-			more <- "more"
-			// Whatever is tried afterwards, the error stays.
-			for _, again := range []error{s.Write("more"), s.WriteJSONArray(more), s.Close(), s.Close()} {
-				if again == nil || len(more) != 1 {
-					t.Errorf("a use after %v returned nil, or took what nobody sends", first)
-				}
-			}
-			s.Abort()
-			return first
-		}
-	}
-	tests := []struct {
-		name  string
-		serve func(w http.ResponseWriter, r *http.Request) error
-		want  string // in the error
-	}{
-		{"iterator", func(w http.ResponseWriter, r *http.Request) error {
-			return conduit.StreamJSON(w, r, streamSeq[int](secret))
-		}, "secret"},
-		{"NDJSON iterator, second element", func(w http.ResponseWriter, r *http.Request) error {
-			return conduit.StreamNDJSON(w, r, streamSeq(secret, "secret"))
-		}, "secret"},
-		{"nil iterator", func(w http.ResponseWriter, r *http.Request) error { return conduit.StreamJSON[int](w, r, nil) }, "iterator is nil"},
-		{"nil channel", jsonStream(func(s *conduit.JSONStream) error { return s.WriteJSONArray(nil) }), "channel is nil"},
-		{"unencodable", jsonStream(func(s *conduit.JSONStream) error { return s.Write(streamStuck) }), "chan int"},
-		{"unencodable second", jsonStream(func(s *conduit.JSONStream) error {
-			return errors.Join(s.Write("secret"), s.Write(map[string]any{"a": "secret", "b": streamStuck}))
-		}), "chan int"},
-		{"Abort", jsonStream(func(s *conduit.JSONStream) error {
-			err := s.Write("secret")
-			s.Abort()
-			s.Abort()
-			return errors.Join(err, s.Close())
-		}), "aborted"},
-		{"ReadFrom", func(w http.ResponseWriter, r *http.Request) error {
-			s, err := conduit.NewTextStream(w, r)
-			if err == nil {
-				_, err = s.ReadFrom(iotest.ErrReader(secret))
-			}
-			return err
-		}, "secret"},
-	}
-	for _, test := range tests {
-		t.Run(test.name, func(t *testing.T) {
-			eachBubble(t, func(t *testing.T, p protocol) {
-				for _, chain := range streamChains {
-					var logs logBuffer
-					h := conduit.Chain(conduit.Logging(), chain.mw)(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-						err := test.serve(w, r)
-						if err == nil || !strings.HasPrefix(err.Error(), "conduit: ") || !strings.Contains(err.Error(), test.want) {
-							t.Errorf("%s: got %v, want an error with %q", chain.name, err, test.want)
-						}
-						http.Error(w, "sorry", http.StatusInternalServerError)
-					}))
-					_, client, url := streamBubble(t, p, conduit.Config{Handler: h, Logger: logs.logger()})
-					got := get(t, client, url)
-					if ct := got.header.Get("Content-Type"); got.status != 500 || got.body != "sorry\n" || ct != "text/plain; charset=utf-8" {
-						t.Errorf("%s: got %d %q of type %q, want the caller's 500", chain.name, got.status, got.body, ct)
-					}
-					synctest.Wait()
-					if lines := logs.find("request"); len(lines) != 1 || lines[0]["status"] != 500.0 || lines[0]["aborted"] != nil {
-						t.Errorf("%s: logged %v, want one 500", chain.name, lines)
-					}
-				}
-			})
-		})
-	}
-}
-
-// A response that has begun to go out is aborted, whatever its handler writes
-// then, and whoever recovers from a panic.
-func TestStreamErrorAfterTheFirstByteAborts(t *testing.T) {
-	secret := errors.New("secret")
-	recovers := func(w http.ResponseWriter, f func()) {
-		defer func() {
-			if recover() == nil {
-				t.Error("no panic came by")
-			}
-			io.WriteString(w, "secret")
-		}()
-		f()
-	}
-	wantSecret := func(w http.ResponseWriter, err error) {
-		if !errors.Is(err, secret) {
-			t.Errorf("got %v, want %v", err, secret)
-		}
-		http.Error(w, "secret", http.StatusInternalServerError)
-	}
-	// one sends an element, and calls then when the client has it.
-	one := func(seen <-chan struct{}, then func(yield func(any, error) bool)) iter.Seq2[any, error] {
-		return func(yield func(any, error) bool) {
-			if yield("one", nil) {
-				<-seen
-				then(yield)
-			}
+	wait := func(late bool) {
+		if late {
+			time.Sleep(time.Second) // what was written goes out
 		}
 	}
 	fails := func(yield func(any, error) bool) { yield(nil, secret) }
-	panics := func(func(any, error) bool) { panic("secret") }
-	reader := func(seen <-chan struct{}, then func() error) io.Reader {
-		return io.MultiReader(strings.NewReader(`"one"`), streamReader(func() error { <-seen; return then() }))
-	}
-	// element writes one, and calls then when the client has it.
-	element := func(w http.ResponseWriter, r *http.Request, seen <-chan struct{}, then func(s *conduit.JSONStream)) {
-		streamHandler(t, conduit.NewJSONStream, func(s *conduit.JSONStream) error {
-			err := s.Write("one")
-			<-seen
-			then(s)
-			return err
-		}).ServeHTTP(w, r)
-	}
-	for name, serve := range map[string]func(w http.ResponseWriter, r *http.Request, seen <-chan struct{}){
-		"StreamJSON": func(w http.ResponseWriter, r *http.Request, seen <-chan struct{}) {
-			wantSecret(w, conduit.StreamJSON(w, r, one(seen, fails)))
-		},
-		"StreamNDJSON": func(w http.ResponseWriter, r *http.Request, seen <-chan struct{}) {
-			wantSecret(w, conduit.StreamNDJSON(w, r, one(seen, fails)))
-		},
-		"JSONHandler": func(w http.ResponseWriter, r *http.Request, seen <-chan struct{}) {
-			conduit.JSONHandler(func(*http.Request) iter.Seq2[any, error] { return one(seen, fails) }).ServeHTTP(w, r)
-		},
-		"panic of an iterator": func(w http.ResponseWriter, r *http.Request, seen <-chan struct{}) {
-			recovers(w, func() { conduit.StreamJSON(w, r, one(seen, panics)) })
-		},
-		"panic of an element": func(w http.ResponseWriter, r *http.Request, seen <-chan struct{}) {
-			recovers(w, func() { element(w, r, seen, func(s *conduit.JSONStream) { s.Write(streamPanics{}) }) })
-		},
-		"unencodable": func(w http.ResponseWriter, r *http.Request, seen <-chan struct{}) {
-			element(w, r, seen, func(s *conduit.JSONStream) {
-				if s.Write(streamStuck) == nil || s.Write("secret") == nil || s.Close() == nil {
-					t.Error("a use returned nil")
-				}
-			})
-			http.Error(w, "secret", http.StatusInternalServerError)
-		},
-		"Abort": func(w http.ResponseWriter, r *http.Request, seen <-chan struct{}) {
-			element(w, r, seen, (*conduit.JSONStream).Abort)
-		},
-		"ReadFrom": func(w http.ResponseWriter, r *http.Request, seen <-chan struct{}) {
-			s, err := conduit.NewTextStream(w, r)
+	panics := func(func(any, error) bool) { panic(secret) }
+	// written writes an element, which goes out if last is late, and calls last.
+	written := func(last func(s *conduit.JSONStream) error) serve {
+		return func(w http.ResponseWriter, r *http.Request, late bool) error {
+			s, err := conduit.NewJSONStream(w, r)
 			if err == nil {
-				_, err = s.ReadFrom(reader(seen, func() error { return secret }))
+				err = s.Write("one")
 			}
-			if _, again := s.Write([]byte("secret")); again == nil {
-				t.Error("a write after a failed source returned nil")
-			}
-			wantSecret(w, err)
-		},
-		"panic of a reader": func(w http.ResponseWriter, r *http.Request, seen <-chan struct{}) {
-			s, err := conduit.NewBinaryStream(w, r)
 			if err != nil {
 				t.Error(err)
-				return
 			}
-			recovers(w, func() { s.ReadFrom(reader(seen, func() error { panic("secret") })) })
-		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			eachBubble(t, func(t *testing.T, p protocol) {
-				for _, chain := range streamChains {
-					var logs logBuffer
-					seen := make(chan struct{})
-					h := conduit.Chain(conduit.Logging(), chain.mw)(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { serve(w, r, seen) }))
-					_, client, url := streamBubble(t, p, conduit.Config{Logger: logs.logger(), Handler: h})
-					res, _ := streamOpen(t, client, url)
-					body := streamUntil(t, res.Body, `"one"`)
-					close(seen)
-					rest, err := io.ReadAll(res.Body)
-					if body += string(rest); err == nil || res.StatusCode != 200 || strings.Contains(body, "secret") {
-						t.Errorf("%s: got %d %q, %v; want it aborted", chain.name, res.StatusCode, body, err)
-					}
-					synctest.Wait()
-					if lines := logs.find("request"); len(lines) != 1 || lines[0]["status"] != 200.0 || lines[0]["aborted"] != true {
-						t.Errorf("%s: logged %v, want status 200, aborted", chain.name, lines)
-					}
-					if n := len(logs.find("panic")) + len(logs.find("net/http")); n != 0 {
-						t.Errorf("%s: %d panics and complaints in the log:\n%s", chain.name, n, logs.String())
-					}
+			wait(late)
+			err = last(s)
+			items := make(chan any, 1)
+			items <- "secret"
+			for _, again := range []error{s.Write("secret"), s.WriteJSONArray(items), s.Close(), s.Close()} {
+				if again == nil || len(items) != 1 {
+					t.Errorf("a use after %v returned nil, or took what nobody sends", err)
+				}
+			}
+			s.Abort()
+			return err
+		}
+	}
+	pulled := func(last func(yield func(any, error) bool), stream func(http.ResponseWriter, *http.Request, iter.Seq2[any, error]) error) serve {
+		return func(w http.ResponseWriter, r *http.Request, late bool) error {
+			return stream(w, r, func(yield func(any, error) bool) {
+				if yield("one", nil) {
+					wait(late)
+					last(yield)
 				}
 			})
-		})
+		}
 	}
-
-	t.Run("a status of the handler's", func(t *testing.T) {
-		eachBubble(t, func(t *testing.T, p protocol) {
-			for _, chain := range streamChains {
-				_, client, url := streamBubble(t, p, conduit.Config{Handler: chain.mw(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-					w.WriteHeader(http.StatusCreated)
-					wantSecret(w, conduit.StreamJSON(w, r, streamSeq[int](secret)))
-				}))})
-				res, err := client.Get(url)
-				if err == nil {
-					_, err = io.ReadAll(res.Body)
-					res.Body.Close()
-				}
-				if err == nil {
-					t.Errorf("%s: the response looks whole: %d", chain.name, res.StatusCode)
-				}
+	// read copies from a reader that fails at once, or after its first byte.
+	read := func(last func() error) serve {
+		return func(w http.ResponseWriter, r *http.Request, late bool) error {
+			s, err := conduit.NewTextStream(w, r)
+			if err != nil {
+				return err
 			}
-		})
-	})
-}
-
-// streamReader is a reader that only fails.
-type streamReader func() error
-
-func (f streamReader) Read([]byte) (int, error) { return 0, f() }
-
-// A panic is Recovery's: with a 500 if nothing is out, or the response is aborted.
-func TestJSONPanicsPassOn(t *testing.T) {
-	for name, last := range map[string]func(yield func(any, error) bool){
-		"iterator":    func(func(any, error) bool) { panic("secret") },
-		"MarshalJSON": func(yield func(any, error) bool) { yield(streamPanics{}, nil) },
+			var src io.Reader = streamReader(last)
+			if late {
+				src = io.MultiReader(strings.NewReader("one"), src)
+			}
+			_, err = s.ReadFrom(src)
+			return err
+		}
+	}
+	for _, test := range []struct {
+		name  string
+		serve serve
+		want  string // in the error
+	}{
+		{"StreamJSON", pulled(fails, conduit.StreamJSON), "secret"},
+		{"StreamNDJSON", pulled(fails, conduit.StreamNDJSON), "secret"},
+		{"panic of an iterator", pulled(panics, conduit.StreamJSON), "secret"},
+		{"panic of an item", pulled(func(yield func(any, error) bool) { yield(streamPanics{}, nil) }, conduit.StreamJSON), "secret"},
+		{"unencodable", written(func(s *conduit.JSONStream) error { return s.Write(map[string]any{"a": streamStuck}) }), "chan int"},
+		{"nil channel", written(func(s *conduit.JSONStream) error { return s.WriteJSONArray(nil) }), "channel is nil"},
+		{"Abort", written(func(s *conduit.JSONStream) error { s.Abort(); return s.Close() }), "aborted"},
+		{"panic of an element", written(func(s *conduit.JSONStream) error { return s.Write(streamPanics{}) }), "secret"},
+		{"ReadFrom", read(func() error { return secret }), "secret"},
+		{"panic of a reader", read(func() error { panic(secret) }), "secret"},
+		{"nil iterator", func(w http.ResponseWriter, r *http.Request, late bool) error {
+			return conduit.StreamJSON[int](w, r, nil)
+		}, "iterator is nil"},
+		{"status of the handler's", func(w http.ResponseWriter, r *http.Request, late bool) error {
+			w.WriteHeader(http.StatusCreated)
+			return conduit.StreamJSON(w, r, streamSeq[int](secret))
+		}, "secret"},
 	} {
-		for _, limit := range append(timeouts, noTimeout) {
-			t.Run(name+"/"+limit.name, func(t *testing.T) {
+		for _, late := range []bool{false, true} {
+			if late && test.name == "nil iterator" {
+				continue
+			}
+			t.Run(fmt.Sprint(test.name, "/late=", late), func(t *testing.T) {
 				eachBubble(t, func(t *testing.T, p protocol) {
-					for _, late := range []bool{false, true} {
-						var logs logBuffer
-						h := conduit.Chain(conduit.Recovery(), limit.new(time.Minute))(conduit.JSONHandler(func(*http.Request) iter.Seq2[any, error] {
-							return func(yield func(any, error) bool) {
-								yield("first", nil)
-								if late {
-									time.Sleep(time.Second)
+					for _, chain := range streamChains {
+						recovered := func(w http.ResponseWriter, r *http.Request) (err error) {
+							defer func() {
+								if v := recover(); v != nil {
+									err = fmt.Errorf("conduit: %v", v)
 								}
-								last(yield)
+							}()
+							return test.serve(w, r, late)
+						}
+						h := chain.mw(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+							if err := recovered(w, r); err == nil || !strings.HasPrefix(err.Error(), "conduit: ") || !strings.Contains(err.Error(), test.want) {
+								t.Errorf("%s: got %v, want an error with %q", chain.name, err, test.want)
 							}
+							time.Sleep(time.Second) // a timer has had its time
+							http.Error(w, "sorry", http.StatusInternalServerError)
 						}))
-						_, client, url := streamBubble(t, p, conduit.Config{Handler: h, Logger: logs.logger()})
-						res, _ := streamOpen(t, client, url)
-						body, err := io.ReadAll(res.Body)
-						if !late && (res.StatusCode != 500 || err != nil || strings.Contains(string(body), "first")) {
-							t.Errorf("before the first byte: got %d %q, %v, want a 500", res.StatusCode, body, err)
+						got := streamGet(t, p, h)
+						if aborted := late || test.name == "status of the handler's"; aborted && (got.err == nil || strings.Contains(got.body, "sorry") || got.line["aborted"] != true) {
+							t.Errorf("%s: got %+v, want it aborted", chain.name, got)
+						} else if !aborted && (got.status != 500 || got.body != "sorry\n" || got.header.Get("Content-Type") != "text/plain; charset=utf-8" || got.line["aborted"] != nil) {
+							t.Errorf("%s: got %+v, want the caller's 500", chain.name, got)
 						}
-						if late && (res.StatusCode != 200 || err == nil || string(body) != `["first"`) {
-							t.Errorf("after the first byte: got %d %q, %v, want it aborted", res.StatusCode, body, err)
-						}
-						synctest.Wait()
-						if n := len(logs.find("panic")); n != 1 {
-							t.Errorf("%d panics logged, want 1:\n%s", n, logs.String())
+						if strings.Contains(got.body, "secret") || len(got.logs.find("net/http")) > 0 {
+							t.Errorf("%s: got %q, and the log\n%s", chain.name, got.body, got.logs)
 						}
 					}
 				})
@@ -8264,41 +8062,74 @@ func TestJSONPanicsPassOn(t *testing.T) {
 	}
 }
 
-// After a panic of an element, or of the writer, the timer that was to flush does
-// not write beside the one who responds instead. Nothing replaces the panic, even
-// where nothing else would abort the response.
+// streamReader is a reader that only fails.
+type streamReader func() error
+
+func (f streamReader) Read([]byte) (int, error) { return 0, f() }
+
+// streamGot is a response with its log.
+type streamGot struct {
+	reply
+	err  error // of the request, or the body's
+	line map[string]any
+	logs *logBuffer
+}
+
+// streamGet asks for / in a bubble, behind Logging.
+func streamGet(t *testing.T, p protocol, h http.Handler) (got streamGot) {
+	t.Helper()
+	got.logs = new(logBuffer)
+	_, client, url := streamBubble(t, p, conduit.Config{Handler: conduit.Logging()(h), Logger: got.logs.logger()})
+	res, err := client.Get(url)
+	if err == nil {
+		var body []byte
+		body, err = io.ReadAll(res.Body)
+		res.Body.Close()
+		got.reply = reply{status: res.StatusCode, header: res.Header, body: string(body)}
+	}
+	got.err = err
+	time.Sleep(time.Minute) // for a handler that goes on
+	synctest.Wait()
+	lines := got.logs.find("request")
+	if len(lines) != 1 {
+		t.Fatalf("logged %v, want one request", lines)
+	}
+	got.line = lines[0]
+	return got
+}
+
+// A panic of the writer ends the stream too, and no other panic replaces one,
+// even where nothing else would abort the response.
 func TestStreamEndsWithAPanic(t *testing.T) {
-	items := make(chan any, 1)
 	large := strings.Repeat("x", 20<<10)
+	panicking := func(w http.ResponseWriter) http.ResponseWriter {
+		first := true
+		return streamFaultyWriter{w, func() error {
+			if first {
+				first = false
+				panic("secret")
+			}
+			return nil
+		}}
+	}
 	for _, test := range []struct {
 		name string
 		wrap func(w http.ResponseWriter) http.ResponseWriter
-		do   func(w http.ResponseWriter, r *http.Request)
+		h    http.Handler
 		want string // the body, "" if the response is to be aborted
 	}{
-		{"Write", nil, func(w http.ResponseWriter, r *http.Request) {
-			streamHandler(t, conduit.NewJSONStream, func(s *conduit.JSONStream) error {
-				return errors.Join(s.Write("one"), s.Write(streamPanics{}))
-			}).ServeHTTP(w, r)
-		}, "sorry\n"},
-		{"WriteJSONArray", nil, func(w http.ResponseWriter, r *http.Request) {
-			items <- streamPanics{}
-			streamHandler(t, conduit.NewJSONStream, func(s *conduit.JSONStream) error { return s.WriteJSONArray(items) }).ServeHTTP(w, r)
-		}, "sorry\n"},
-		{"writer", streamPanickingWriter, func(w http.ResponseWriter, r *http.Request) {
-			streamHandler(t, conduit.NewJSONStream, func(s *conduit.JSONStream) error { return errors.Join(s.Write("one"), s.Write(large)) }).ServeHTTP(w, r)
-		}, ""},
-		{"Serve", streamPanickingWriter, func(w http.ResponseWriter, r *http.Request) {
-			streamHandler(t, conduit.NewSSEStream, func(s *conduit.SSEStream) error {
-				events := make(chan *conduit.SSEEvent, 2)
-				events <- &conduit.SSEEvent{Data: "due"}
-				events <- &conduit.SSEEvent{Data: large}
-				return s.Serve(events)
-			}).ServeHTTP(w, r)
-		}, ""},
-		{"no deadlines", func(w http.ResponseWriter) http.ResponseWriter { return flushOnly{w} }, func(w http.ResponseWriter, r *http.Request) {
-			streamHandler(t, conduit.NewNDJSONStream, func(s *conduit.JSONStream) error { return errors.Join(s.Write(large), s.Write(streamPanics{})) }).ServeHTTP(w, r)
-		}, `"` + large + "\"\nsorry\n"},
+		{"Write", panicking, streamHandler(t, conduit.NewJSONStream, func(s *conduit.JSONStream) error {
+			return errors.Join(s.Write("one"), s.Write(large))
+		}), ""},
+		{"Serve", panicking, streamHandler(t, conduit.NewSSEStream, func(s *conduit.SSEStream) error {
+			events := make(chan *conduit.SSEEvent, 2)
+			events <- &conduit.SSEEvent{Data: "due"}
+			events <- &conduit.SSEEvent{Data: large}
+			return s.Serve(events)
+		}), ""},
+		{"no deadlines", func(w http.ResponseWriter) http.ResponseWriter { return flushOnly{w} }, streamHandler(t, conduit.NewNDJSONStream, func(s *conduit.JSONStream) error {
+			return errors.Join(s.Write(large), s.Write(streamPanics{}))
+		}), `"` + large + "\"\nsorry\n"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -8310,11 +8141,7 @@ func TestStreamEndsWithAPanic(t *testing.T) {
 						time.Sleep(time.Second) // the timer has had its time
 						http.Error(w, "sorry", http.StatusInternalServerError)
 					}()
-					if test.wrap != nil {
-						test.do(test.wrap(w), r)
-						return
-					}
-					test.do(w, r)
+					test.h.ServeHTTP(test.wrap(w), r)
 				}))
 				res, err := client.Get(url)
 				var body []byte
@@ -8328,18 +8155,6 @@ func TestStreamEndsWithAPanic(t *testing.T) {
 			})
 		})
 	}
-}
-
-// streamPanickingWriter panics at its first write.
-func streamPanickingWriter(w http.ResponseWriter) http.ResponseWriter {
-	first := true
-	return streamFaultyWriter{w, func() error {
-		if first {
-			first = false
-			panic("secret")
-		}
-		return nil
-	}}
 }
 
 // streamFaultyWriter fails as fault does.
@@ -8416,79 +8231,62 @@ func TestJSONLeavesNoDeadlineBehind(t *testing.T) {
 	})
 }
 
-// A drain waits for documents, however long their sources go on.
-func TestJSONIsNotEndedByADrain(t *testing.T) {
-	for _, source := range streamSources {
-		if !source.json {
-			continue
-		}
-		t.Run(source.name, func(t *testing.T) {
-			eachBubble(t, func(t *testing.T, p protocol) {
-				srv, client, url := streamBubble(t, p, conduit.Config{Handler: source.make(t, streamRepeat(time.Second, 20))})
-				time.AfterFunc(5*time.Second, srv.Drain)
-				got := get(t, client, url)
-				var items []string
-				if err := json.Unmarshal([]byte(got.body), &items); err != nil || len(items) != 20 {
-					t.Errorf("got %q, %v, want 20 items", got.body, err)
-				}
-			})
-		})
-	}
-}
-
 // Done is that of a stream, also for those who ask after the end.
-func TestJSONDoneClosesAtTheEnd(t *testing.T) {
+func TestStreamDoneClosesAtTheEnd(t *testing.T) {
 	for name, end := range map[string]func(s *conduit.JSONStream){
 		"Close": func(s *conduit.JSONStream) { s.Close() },
 		"Abort": func(s *conduit.JSONStream) { s.Abort() },
 		"error": func(s *conduit.JSONStream) { s.Write(streamStuck) },
 	} {
 		for _, early := range []bool{true, false} {
-			s, err := conduit.NewJSONStream(httptest.NewRecorder(), httptest.NewRequest("GET", "/", nil))
-			if err != nil {
-				t.Fatal(err)
-			}
-			if early {
-				select {
-				case <-s.Done():
-					t.Errorf("%s: Done is closed before the end", name)
-				default:
+			streamHandler(t, conduit.NewJSONStream, func(s *conduit.JSONStream) error {
+				var done <-chan struct{}
+				if early {
+					done = s.Done()
 				}
-			}
-			end(s)
-			streamReceive(t, s.Done(), name+": Done")
+				end(s)
+				if !early {
+					done = s.Done()
+				}
+				streamReceive(t, done, name+": Done")
+				return nil
+			}).ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/", nil))
 		}
 	}
 }
 
 // What goes wrong in a handler is for the log, at debug if the client has
-// disconnected.
+// disconnected, and not for the client.
 func TestStreamHandlersLogErrors(t *testing.T) {
 	items := func(seq iter.Seq2[any, error]) http.Handler {
 		return conduit.JSONHandler(func(*http.Request) iter.Seq2[any, error] { return seq })
 	}
-	for name, h := range map[string]http.Handler{
-		"iterator":     items(streamSeq[any](errors.New("secret"))),
-		"unencodable":  items(streamSeq[any](nil, map[string]any{"secret": streamStuck})),
-		"nil iterator": items(nil),
-		"SSEHandler": conduit.SSEHandler(func(s *conduit.SSEStream, r *http.Request) error {
+	for _, test := range []struct {
+		name   string
+		h      http.Handler
+		status int
+		want   string // the body
+	}{
+		{"iterator", items(streamSeq[any](errors.New("secret"))), 500, "Internal Server Error\n"},
+		{"unencodable", items(streamSeq[any](nil, map[string]any{"secret": streamStuck})), 500, "Internal Server Error\n"},
+		{"nil iterator", items(nil), 500, "Internal Server Error\n"},
+		{"late", items(func(yield func(any, error) bool) {
+			yield("one", nil)
+			time.Sleep(time.Second)
+			yield(nil, errors.New("secret"))
+		}), 200, `["one"`},
+		{"SSEHandler", conduit.SSEHandler(func(s *conduit.SSEStream, r *http.Request) error {
 			return errors.Join(s.WriteSSE(&conduit.SSEEvent{Data: "event"}), errors.New("secret"))
-		}),
+		}), 200, "data: event\n\n"},
 	} {
-		t.Run(name, func(t *testing.T) {
+		t.Run(test.name, func(t *testing.T) {
 			eachBubble(t, func(t *testing.T, p protocol) {
 				for _, chain := range streamChains {
-					var logs logBuffer
-					_, client, url := streamBubble(t, p, conduit.Config{Handler: chain.mw(h), Logger: logs.logger()})
-					got := get(t, client, url)
-					status, contentType := 500, "text/plain; charset=utf-8"
-					if name == "SSEHandler" {
-						status, contentType = 200, "text/event-stream"
+					got := streamGet(t, p, chain.mw(test.h))
+					if aborted := got.err != nil && got.line["aborted"] == true; got.status != test.status || got.body != test.want || aborted != (test.name == "late") {
+						t.Errorf("%s: got %+v, want %d %q", chain.name, got, test.status, test.want)
 					}
-					if ct := got.header.Get("Content-Type"); got.status != status || ct != contentType || strings.Contains(got.body, "secret") {
-						t.Errorf("%s: got %d %q of type %q, want %d of type %q", chain.name, got.status, got.body, ct, status, contentType)
-					}
-					if lines := logs.find("stream failed"); len(lines) != 1 || lines[0]["level"] != "ERROR" || lines[0]["method"] != "GET" || lines[0]["path"] != "/" {
+					if lines := got.logs.find("stream failed"); len(lines) != 1 || lines[0]["level"] != "ERROR" || lines[0]["method"] != "GET" || lines[0]["path"] != "/" {
 						t.Errorf("%s: logged %v, want the error", chain.name, lines)
 					}
 				}
@@ -8518,21 +8316,15 @@ func TestStreamHandlersLogErrors(t *testing.T) {
 						}
 						h.ServeHTTP(w, r)
 					}))})
-					ctx, cancel := context.WithCancel(context.Background())
-					time.AfterFunc(time.Second, cancel)
-					req, _ := http.NewRequestWithContext(ctx, "GET", url, nil)
-					if res, err := client.Do(req); err == nil {
+					client.Timeout = time.Second
+					if res, err := client.Get(url); err == nil {
 						io.Copy(io.Discard, res.Body)
 						res.Body.Close()
 					}
 					time.Sleep(2 * time.Second)
-					synctest.Wait()
-					lines := logs.find("request")
-					if len(lines) != 1 || lines[0]["level"] != "INFO" || lines[0]["aborted"] != true || !started && lines[0]["status"] != 0.0 {
-						t.Errorf("logged %v, want an aborted response, at level info", lines)
-					}
-					if lines := logs.find("stream failed"); len(lines) != 1 || lines[0]["level"] != "DEBUG" {
-						t.Errorf("logged %v, want one line at level debug", lines)
+					lines := append(logs.find("request"), logs.find("stream failed")...)
+					if len(lines) != 2 || lines[0]["level"] != "INFO" || lines[0]["aborted"] != true || !started && lines[0]["status"] != 0.0 || lines[1]["level"] != "DEBUG" {
+						t.Errorf("logged %v, want an aborted response at level info, and the error at level debug", lines)
 					}
 				})
 			})
@@ -8566,9 +8358,6 @@ func TestStreamLeavesNoGoroutineBehind(t *testing.T) {
 			}
 			return s.WriteJSONArray(streamProducer[any](r, busy, text))
 		},
-		"Receive": func(w http.ResponseWriter, r *http.Request, busy bool) error {
-			return conduit.StreamJSON(w, r, conduit.Receive(r.Context(), streamProducer(r, busy, text)))
-		},
 		"Serve": func(w http.ResponseWriter, r *http.Request, busy bool) error {
 			s, err := conduit.NewSSEStream(w, r)
 			if err != nil {
@@ -8591,6 +8380,27 @@ func TestStreamLeavesNoGoroutineBehind(t *testing.T) {
 					}
 				})
 			})
+		}
+	}
+}
+
+// A server outlives its streams, and keeps nothing of them.
+func TestStreamLeavesNothingWithItsServer(t *testing.T) {
+	type key struct{}
+	marked := make(chan weak.Pointer[[64]byte], 1)
+	client := http1Protocol.client(t)
+	get(t, client, serve(t, newServer(t, &conduit.Config{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		mark := new([64]byte)
+		if s, err := conduit.NewSSEStream(w, r.WithContext(context.WithValue(r.Context(), key{}, mark))); err != nil || s.Done() == nil {
+			t.Error(err)
+		}
+		marked <- weak.Make(mark)
+	})})))
+	client.CloseIdleConnections()
+	mark := <-marked
+	for deadline := time.Now().Add(10 * time.Second); mark.Value() != nil; runtime.GC() {
+		if time.Now().After(deadline) {
+			t.Fatal("the context of a request that has ended is still there")
 		}
 	}
 }
@@ -8957,11 +8767,15 @@ func TestSSEWritesDoNotAllocate(t *testing.T) {
 	}
 }
 
-// A comment comes 15 seconds after whatever was written last.
+// A comment comes 15 seconds after whatever was written last, until Serve ends,
+// which it does with its events, and with no retry.
 func TestSSEHeartbeats(t *testing.T) {
 	for name, serve := range map[string]func(t *testing.T, b *conduit.SSEBroker, events chan *conduit.SSEEvent) http.Handler{
 		"Serve": func(t *testing.T, b *conduit.SSEBroker, events chan *conduit.SSEEvent) http.Handler {
-			return streamHandler(t, conduit.NewSSEStream, func(s *conduit.SSEStream) error { return s.Serve(events) })
+			return streamHandler(t, conduit.NewSSEStream, func(s *conduit.SSEStream) error {
+				defer time.Sleep(time.Minute)
+				return s.Serve(events)
+			})
 		},
 		"SSEHandler": func(t *testing.T, b *conduit.SSEBroker, events chan *conduit.SSEEvent) http.Handler {
 			return conduit.SSEHandler(func(s *conduit.SSEStream, r *http.Request) (err error) {
@@ -9006,13 +8820,16 @@ func TestSSEHeartbeats(t *testing.T) {
 					if err != nil {
 						break
 					}
-					if strings.HasPrefix(line, ":") || strings.HasPrefix(line, "data") {
+					if line != "" && !strings.HasPrefix(line, "id") {
 						got = append(got, fmt.Sprint(time.Since(start).Seconds(), line[:1]))
 					}
 				}
 				want := []string{"10d", "25:", "40:", "42d", "57:", "72:", "87:"}
+				if name == "SSEBroker" {
+					want = append(want, "92r") // when to come back
+				}
 				if !slices.Equal(got, want) {
-					t.Errorf("got %q (seconds, and d for data), want %q", got, want)
+					t.Errorf("got %q (seconds, d for data, r for retry), want %q", got, want)
 				}
 			})
 		})
@@ -9088,23 +8905,6 @@ func TestSSERetriesAreSpread(t *testing.T) {
 	if slices.Min(counts) < 5 || slices.Max(counts) > 60 { // 25 on the average
 		t.Errorf("retries by the second: %v of 200", counts)
 	}
-}
-
-// Serve ends with its events: with all of them sent, no retry, and no heartbeat.
-func TestSSEServeEndsWithItsEvents(t *testing.T) {
-	eachBubble(t, func(t *testing.T, p protocol) {
-		_, client, url := streamBubble(t, p, conduit.Config{Handler: streamHandler(t, conduit.NewSSEStream, func(s *conduit.SSEStream) error {
-			events := make(chan *conduit.SSEEvent, 2)
-			events <- &conduit.SSEEvent{Data: "one"}
-			events <- &conduit.SSEEvent{Data: "two"}
-			close(events)
-			defer time.Sleep(time.Minute)
-			return s.Serve(events)
-		})})
-		if got := get(t, client, url); got.body != "data: one\n\ndata: two\n\n" {
-			t.Errorf("got %q, want two events", got.body)
-		}
-	})
 }
 
 // Before Serve ends at a drain it takes what is ready, and a channel that is never
@@ -9349,48 +9149,8 @@ func TestSSEBrokerReplays(t *testing.T) {
 	}
 }
 
-// A client that takes nothing holds up neither the publisher nor the others, and
-// is told of the gap before it is disconnected.
-func TestSSEBrokerEndsAClientThatLags(t *testing.T) {
-	eachBubble(t, func(t *testing.T, p protocol) {
-		const n = 600 // 6 MB, more than HTTP/2 lets a server send unasked
-		text := strings.Repeat("x", 10<<10)
-		b := conduit.NewSSEBroker(&conduit.SSEBrokerConfig{Replay: 100, Queue: 50})
-		_, client, url := streamBubble(t, p, conduit.Config{Handler: b})
-		slow, _ := sseSubscribe(t, client, url)
-		slow.line() // of the ID to come back with
-		quick, _ := sseSubscribe(t, client, url)
-		synctest.Wait()
-		for i := range n {
-			ssePublish(t, b, fmt.Sprint(i, " ", text))
-			if e, err := quick.next(); err != nil || !strings.HasPrefix(e.data, fmt.Sprint(i, " ")) {
-				t.Fatalf("the quick client got %.20q, %v for event %d", e, err, i)
-			}
-		}
-		// What the slow one has had is in order, and the gap is the last.
-		var last sseEvent
-		for i := 0; ; i++ {
-			id := slow.id
-			e, err := slow.next()
-			if err == io.EOF {
-				break
-			}
-			if err != nil || e.event != "gap" && !strings.HasPrefix(e.data, fmt.Sprint(i, " ")) || last.event == "gap" {
-				t.Fatalf("event %d is %.20q, %v", i, e, err)
-			}
-			if e.event == "gap" && (e.data != "" || e.id != id) {
-				t.Errorf("the gap is %.40q, want no data and no id", e)
-			}
-			last = e
-		}
-		synctest.Wait()
-		if n := b.Clients(); n != 1 || last.event != "gap" {
-			t.Errorf("%d clients, and the last event is %.40q; want 1 and a gap", n, last)
-		}
-	})
-}
-
-// A client may lag by Queue events, and by no more.
+// A client may lag by Queue events, and by no more: it is told of the gap, and its
+// response ends. It holds up neither the publisher nor the others.
 func TestSSEBrokerQueue(t *testing.T) {
 	for _, test := range []struct {
 		name string
@@ -9408,24 +9168,26 @@ func TestSSEBrokerQueue(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					b := conduit.NewSSEBroker(&test.cfg)
 					_, client, url := streamBubble(t, http1Protocol, conduit.Config{Handler: b})
-					s, _ := sseSubscribe(t, client, url)
-					s.line() // of the ID to come back with
-					s.line()
-					time.Sleep(time.Second)
-					text := strings.Repeat("x", 20<<10) // on which the writer waits
-					ssePublish(t, b, text)
-					synctest.Wait()
-					want := []string{text}
+					slow, _ := sseSubscribe(t, client, url)
+					slow.line() // of the ID to come back with
+					quick, _ := sseSubscribe(t, client, url)
+					want := []string{strings.Repeat("x", 20<<10)} // on which the slow one waits
 					for i := range test.lag + beyond {
 						want = append(want, strconv.Itoa(i))
-						ssePublish(t, b, strconv.Itoa(i))
+					}
+					for i, text := range want {
+						ssePublish(t, b, text)
+						sseWant(t, quick, text)
+						if i == 0 {
+							time.Sleep(time.Second)
+						}
 					}
 					b.Close() // once the client has what was published
 					if beyond > 0 {
-						want = []string{text, "gap:"}
+						want = []string{want[0], "gap:"}
 					}
-					sseWant(t, s, want...)
-					if e, err := s.next(); err != io.EOF {
+					sseWant(t, slow, want...)
+					if e, err := slow.next(); err != io.EOF {
 						t.Errorf("then %q, %v", e, err)
 					}
 				})
@@ -9465,41 +9227,17 @@ func TestSSEBrokerMethods(t *testing.T) {
 	}
 }
 
-// Clients come and go while several publish.
+// Clients come and go while somebody publishes.
 func TestSSEBrokerRaces(t *testing.T) {
 	b := conduit.NewSSEBroker(&conduit.SSEBrokerConfig{Replay: 8, Queue: 4})
 	url := serve(t, newServer(t, &conduit.Config{Handler: conduit.Chain(conduit.Logging(), conduit.Timeout(time.Minute), conduit.Compression())(b)}))
 	client := http1Protocol.client(t)
-	stop := make(chan struct{})
-	var publishers, subscribers sync.WaitGroup
-	for range 2 {
-		publishers.Go(func() {
-			for {
-				select {
-				case <-stop:
-					return
-				default:
-					ssePublish(t, b, "x")
-				}
-			}
-		})
-	}
+	var clients, publishers sync.WaitGroup
 	for i := range 8 {
-		subscribers.Go(func() {
+		clients.Go(func() {
 			var id string
 			for range 5 {
-				ctx, cancel := context.WithCancel(t.Context())
-				req, _ := http.NewRequestWithContext(ctx, "GET", url, nil)
-				if i%2 == 0 {
-					req.Header.Set("Last-Event-ID", id)
-				}
-				res, err := client.Do(req)
-				if err != nil {
-					t.Error(err)
-					cancel()
-					return
-				}
-				s := newSSEReader(res.Body)
+				s, leave := sseSubscribe(t, client, url, "Last-Event-ID", id)
 				for range 20 {
 					e, err := s.next()
 					if err == io.EOF {
@@ -9507,21 +9245,26 @@ func TestSSEBrokerRaces(t *testing.T) {
 					}
 					if err != nil || e.event != "message" && e.event != "gap" {
 						t.Errorf("got %q, %v", e, err)
-						break
 					}
-					id = e.id
+					if i%2 == 0 {
+						id = e.id
+					}
 				}
-				cancel()
-				res.Body.Close()
+				leave()
 			}
 		})
 	}
-	subscribers.Wait()
-	close(stop)
-	publishers.Wait()
-	if err := b.Close(); err != nil {
-		t.Errorf("Close = %v", err)
+	ctx, stop := context.WithCancel(t.Context())
+	for range 2 {
+		publishers.Go(func() {
+			for ctx.Err() == nil {
+				ssePublish(t, b, "x")
+			}
+		})
 	}
+	clients.Wait()
+	stop()
+	publishers.Wait()
 }
 
 // A client that was disconnected before its first event misses nothing either.
@@ -9694,74 +9437,60 @@ func FuzzSSEEvent(f *testing.F) {
 	})
 }
 
-// sseFuzzWriter is a ResponseWriter whose body is read as it comes.
-type sseFuzzWriter struct {
-	io.Writer
-	header http.Header
+// sseLeavingWriter disconnects at an event.
+type sseLeavingWriter struct {
+	*httptest.ResponseRecorder
+	at    string
+	leave func()
 }
 
-func (w sseFuzzWriter) Header() http.Header { return w.header }
-func (w sseFuzzWriter) WriteHeader(int)     {}
-func (w sseFuzzWriter) FlushError() error   { return nil }
+func (w sseLeavingWriter) FlushError() error {
+	if strings.Contains(w.Body.String(), w.at) {
+		w.leave()
+	}
+	return nil
+}
 
 // FuzzLastEventID comes back with any id to a broker that knows three.
 func FuzzLastEventID(f *testing.F) {
-	for _, id := range []string{"", "one", "two", "three", "four", "One", " one", "one ", "\x00", "one\x00", "one\ndata: x", "-1", "00000000-1", "18446744073709551616", strings.Repeat("9", 1000), "\xff"} {
+	for _, id := range []string{"", "one", "two", "four", "One", " one", "one ", "\x00", "one\x00", "one\ndata: x", "-1", "00000000-1", "18446744073709551616", strings.Repeat("9", 1000), "\xff"} {
 		f.Add(id, false)
 		f.Add(id, true)
 	}
 	f.Fuzz(func(t *testing.T, id string, query bool) {
 		b := conduit.NewSSEBroker(&conduit.SSEBrokerConfig{Replay: 8})
-		known := []string{"one", "two", "three"}
+		known := []string{"one", "two", "end"}
 		for _, id := range known {
 			if err := b.Publish(&conduit.SSEEvent{ID: id, Data: "data of " + id}); err != nil {
 				t.Fatal(err)
 			}
 		}
-		in, out := io.Pipe()
-		ctx, cancel := context.WithCancel(t.Context())
+		trimmed := strings.Trim(id, " ")
+		if trimmed == "end" {
+			return // it gets nothing
+		}
+		ctx, leave := context.WithCancel(t.Context())
 		r := httptest.NewRequestWithContext(ctx, "GET", "/", nil)
 		if query {
 			r.URL.RawQuery = "lastEventId=" + url.QueryEscape(id)
 		} else {
 			r.Header["Last-Event-Id"] = []string{id}
 		}
-		ended := make(chan struct{})
-		go func() {
-			defer close(ended)
-			b.ServeHTTP(sseFuzzWriter{out, make(http.Header)}, r)
-		}()
-		defer func() {
-			cancel()
-			in.Close()
-			<-ended
-		}()
-		for b.Clients() == 0 {
-			runtime.Gosched()
-		}
-		if err := b.Publish(&conduit.SSEEvent{ID: "end", Data: "end"}); err != nil {
-			t.Fatal(err)
-		}
-		s := newSSEReader(in)
+		w := sseLeavingWriter{httptest.NewRecorder(), "id: end\n", leave}
+		b.ServeHTTP(w, r)
+		_, events, err := sseReadAll(w.Body)
 		var got []string
-		for {
-			e, err := s.next()
-			if err != nil {
-				t.Fatalf("%q: %v after %q", id, err, got)
-			}
-			if e.data == "end" {
-				break
-			}
+		for _, e := range events {
 			got = append(got, strings.TrimPrefix(e.event+":"+e.data, "message:data of "))
 		}
 		want := append([]string{"gap:"}, known...)
-		if i := slices.Index(known, strings.Trim(id, " ")); i >= 0 {
+		if i := slices.Index(known, trimmed); i >= 0 {
 			want = known[i+1:]
-		} else if strings.Trim(id, " ") == "" {
+		} else if trimmed == "" {
 			want = nil
 		}
-		if !slices.Equal(got, want) {
-			t.Errorf("%q: got %q, want %q", id, got, want)
+		if err != nil || !slices.Equal(got, want) {
+			t.Errorf("%q: got %q, %v, want %q", id, got, err, want)
 		}
 	})
 }

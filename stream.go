@@ -113,11 +113,11 @@ func (s *Stream) ReadFrom(src io.Reader) (int64, error) {
 // are 16 KiB of them: a busy source pays for few flushes, and a slow one does not
 // wait. A document that ends before anything was sent has a Content-Length.
 //
-// The handler decides how it ends: with Close, or with a deferred Abort when an
-// error or a panic keeps it from that. [StreamJSON] does both by itself. If
-// nothing has been sent by then, the response is the handler's to make, a 500 for
-// one, after Abort. If something has, it is aborted, so that nobody takes a part
-// for the whole.
+// The handler ends the document before it returns: with Close, or with a deferred
+// Abort when an error or a panic keeps it from that. [StreamJSON] does both by
+// itself. After an error or Abort, the response is the handler's to make if nothing
+// was sent, a 500 for one. If something was, the response is aborted, so that
+// nobody takes a part for the whole.
 //
 // A JSONStream is for one goroutine, except Done. Header fields must be set before
 // the first element, and WriteHeader must not be called: an early error could not
@@ -454,9 +454,10 @@ func appendLine(b []byte, name, value string) []byte {
 //		}
 //	}
 //
-// Linux takes heartbeats for a client that has vanished without a word, its cable
-// pulled, for some 15 minutes, and only then does the stream end. The sysctl
-// net.ipv4.tcp_retries2 shortens that: 8 makes it less than two minutes.
+// A client may vanish without a word, its cable pulled. Linux accepts heartbeats
+// for it for some 15 minutes, and only then does the stream end. On HTTP/2 the
+// SendPingTimeout of [http.HTTP2Config] shortens that. On HTTP/1 the sysctl
+// net.ipv4.tcp_retries2 does: 8 makes it less than two minutes.
 type SSEStream struct {
 	streamResponse
 	retrySent atomic.Bool
@@ -674,9 +675,9 @@ func (c *SSEBrokerConfig) withDefaults() (SSEBrokerConfig, error) {
 //	events.addEventListener("gap", () => location.reload())
 //
 // A client that is sent no event at first gets the ID to come back with, in a block
-// without data. Browsers show nothing of it, as the standard says. Some clients in
-// Go, go-sse and r3labs/sse among them, make an empty event of it, which a program
-// should skip.
+// without data. Browsers ignore such a block, as the standard says. Some clients,
+// go-sse and r3labs/sse for Go among them, deliver an empty event: a program skips
+// events without data.
 type SSEBroker struct {
 	mu      sync.Mutex // guards what follows
 	config  SSEBrokerConfig
@@ -1201,7 +1202,7 @@ func (s *streamResponse) flushAside() (err error) {
 
 // channelLock is a mutex. A goroutine that waits for a sync.Mutex would hold up
 // the clock of a testing/synctest bubble, and with that the deadline of the write
-// that it waits for; a bare channel would be a tenth of what an element costs.
+// that it waits for. A channel alone would take a tenth of an element's time.
 type channelLock struct {
 	wanted atomic.Int32  // by how many, the holder included
 	free   chan struct{} // of capacity 1; passes the lock on to one that waits

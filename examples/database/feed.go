@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"log/slog"
@@ -120,7 +121,8 @@ func (f *feed) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	// whose notification is still on its way. It would be told of a gap, and of
 	// the post again. Whoever invents an id costs one look into an index, and
 	// waits for those of others.
-	id, err := strconv.ParseInt(r.Header.Get("Last-Event-ID"), 10, 64)
+	last := cmp.Or(r.Header.Get("Last-Event-ID"), r.URL.Query().Get("lastEventId"))
+	id, err := strconv.ParseInt(last, 10, 64)
 	if err == nil && f.lags(id) {
 		if err := f.catchUp(r.Context()); err != nil {
 			conduit.Logger(r.Context()).Error("new posts not read", "err", err)
