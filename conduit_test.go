@@ -8747,6 +8747,24 @@ func TestSSEHeaderIsUnderADeadline(t *testing.T) {
 	})
 }
 
+// There is nothing to respond with once the header may be out.
+func TestSSEHandlerWhoseHeaderFailsRespondsOnce(t *testing.T) {
+	var log logBuffer
+	h := conduit.Timeout(time.Minute)(conduit.SSEHandler(func(*conduit.SSEStream, *http.Request) error {
+		t.Error("serve is called")
+		return nil
+	}))
+	url := serve(t, newServer(t, &conduit.Config{Logger: log.logger(), Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		h.ServeHTTP(flushErrorWriter{w, errors.New("broken pipe")}, r)
+	})}))
+	if got := get(t, newClient(t, &http.Transport{}), url); got.body != "" {
+		t.Errorf("%d %q, want nothing of a second response", got.status, got.body)
+	}
+	if lines := log.find("superfluous WriteHeader"); len(lines) != 0 {
+		t.Errorf("a second response: %v", lines)
+	}
+}
+
 func TestSSEWritesDoNotAllocate(t *testing.T) {
 	w := &streamBenchWriter{header: make(http.Header)}
 	s, err := conduit.NewSSEStream(w, httptest.NewRequest("GET", "/", nil))

@@ -336,7 +336,7 @@ func streamFailed(w http.ResponseWriter, r *http.Request, err error, started boo
 	}
 	Logger(ctx).Log(ctx, level, "stream failed", "method", r.Method, "path", r.URL.Path, "pattern", r.Pattern, "err", err.Error())
 	switch {
-	case started:
+	case started, replyBegun(w):
 		// The stream has aborted it.
 	case disconnected:
 		cutReply(w, r)
