@@ -5548,6 +5548,7 @@ func TestFileServerReportsEveryFault(t *testing.T) {
 		{"index below", &conduit.FileServerConfig{Dir: dir, Index: "pages/index.html"}, []string{"conduit: Index: "}},
 		{"index up", &conduit.FileServerConfig{Dir: dir, Index: ".."}, []string{"conduit: Index: "}},
 		{"fallback backslash", &conduit.FileServerConfig{Dir: dir, Fallback: `..\x`}, []string{"conduit: Fallback: "}},
+		{"hidden", &conduit.FileServerConfig{Dir: dir, Index: ".i.html", Fallback: "a/.f.html"}, []string{"conduit: Index: ", "conduit: Fallback: "}},
 	} {
 		f, err := conduit.NewFileServerWith(test.cfg)
 		if err == nil || f != nil {
@@ -6121,13 +6122,17 @@ func TestStaticYoungFilesAreNotKept(t *testing.T) {
 				weak := map[bool]string{true: "W/"}[name == "large.bin"]
 				for _, target := range []string{"/" + name, files.URL(name)} {
 					rec := staticAsk(files, "GET", target)
-					if cc := rec.Header().Get("Cache-Control"); rec.Code != 200 || cc != "no-cache" || !strings.HasPrefix(rec.Header().Get("Etag"), weak+`"`) {
+					if cc := rec.Header().Get("Cache-Control"); rec.Code != 200 || cc != "no-cache" || !strings.HasPrefix(rec.Header().Get("Etag"), weak+`"`) || rec.Header().Get("Last-Modified") != "" {
 						t.Errorf("%s, young: %d %v", target, rec.Code, rec.Header())
 					}
 				}
 			}
+			large := staticAsk(files, "GET", "/large.bin").Header().Get("Etag")
 			tree["small.css"].Data = []byte("b{}") // with the same time and size
 			time.Sleep(1100 * time.Millisecond)
+			if rec := staticAsk(files, "GET", "/large.bin", "If-None-Match: "+large); rec.Code != 200 {
+				t.Errorf("Recheck %v: the tag of the young file is still good: %d", recheck, rec.Code)
+			}
 			if rec := staticAsk(files, "GET", "/small.css"); rec.Body.String() != "b{}" {
 				t.Errorf("Recheck %v: a rewrite within a second: %q", recheck, rec.Body)
 			}
@@ -6201,6 +6206,7 @@ func TestStaticGzip(t *testing.T) {
 		{"/middle.js", "identity", false, true, middle},
 		{"/tiny.js", "gzip", false, true, "let a"},
 		{"/a.png", "gzip", false, false, script},
+		{"/random.txt", "gzip", false, true, string(random)},
 	} {
 		for range 2 {
 			var lines []string
@@ -6610,6 +6616,28 @@ func TestStaticErrorsOfTheFileSystem(t *testing.T) {
 	}
 }
 
+// A directory whose index cannot be looked at is not one without.
+func TestStaticErrorOfAnIndex(t *testing.T) {
+	var log logBuffer
+	tree := fstest.MapFS{"sub/a": {Data: []byte("a")}, "page.html": {Data: []byte("page")}}
+	broken := brokenIndexFS{&staticFS{FS: tree}}
+	files := staticServer(t, conduit.FileServerConfig{FS: broken, Fallback: "page.html"})
+	req, _ := http.NewRequest("GET", serve(t, newServer(t, &conduit.Config{Handler: files, Logger: log.logger()}))+"/sub", nil)
+	req.Header.Set("Accept", "text/html")
+	if got := do(t, newClient(t, &http.Transport{}), req); got.status != 500 || len(log.find("file cannot be read")) != 1 {
+		t.Errorf("%d %q, want a 500 and a line:\n%s", got.status, got.body, log.String())
+	}
+}
+
+type brokenIndexFS struct{ *staticFS }
+
+func (b brokenIndexFS) Stat(name string) (fs.FileInfo, error) {
+	if strings.HasSuffix(name, "index.html") {
+		return nil, syscall.EIO
+	}
+	return b.staticFS.Stat(name)
+}
+
 func TestStaticFileSystemThatPanics(t *testing.T) {
 	broken := &staticFS{FS: fstest.MapFS{"a": {}}, info: func(fs.FileInfo) fs.FileInfo { panic("the file system is broken") }}
 	files := staticServer(t, conduit.FileServerConfig{FS: broken})
@@ -6617,6 +6645,77 @@ func TestStaticFileSystemThatPanics(t *testing.T) {
 		if rec := staticAsk(conduit.Recovery()(files), "GET", "/a"); rec.Code != 500 {
 			t.Errorf("%d, want 500", rec.Code)
 		}
+	}
+}
+
+// A sidecar that is not kept in memory is opened when it is sent.
+func TestStaticSidecarThatIsGone(t *testing.T) {
+	text := strings.Repeat("text ", 1000)
+	tree := fstest.MapFS{"a.js": {Data: []byte(text), ModTime: staticTime}, "a.js.br": {Data: make([]byte, 3000), ModTime: staticTime}}
+	files := staticServer(t, conduit.FileServerConfig{FS: tree, Precompressed: true, MaxCachedFile: 1000, Recheck: -1})
+	if rec := staticAsk(files, "GET", "/a.js", "Accept-Encoding: br"); rec.Header().Get("Content-Encoding") != "br" || rec.Body.Len() != 3000 {
+		t.Fatalf("%d %v", rec.Code, rec.Header())
+	}
+	for range 2 {
+		tree["a.js.br"] = &fstest.MapFile{ModTime: staticTime} // is being written again
+		if rec := staticAsk(files, "GET", "/a.js", "Accept-Encoding: br"); rec.Code != 200 || rec.Body.String() != text || rec.Header().Get("Content-Encoding") != "" {
+			t.Errorf("%d, %d bytes, %v", rec.Code, rec.Body.Len(), rec.Header())
+		}
+		delete(tree, "a.js.br")
+	}
+}
+
+// interruptedWriter is net/http's writer when the deadline interrupts it. It has
+// read more than it sent.
+type interruptedWriter struct {
+	*httptest.ResponseRecorder
+	sends []int64
+}
+
+func (w *interruptedWriter) ReadFrom(src io.Reader) (int64, error) {
+	data, err := io.ReadAll(src)
+	n := int64(len(data))
+	if len(w.sends) > 0 {
+		n, err = min(w.sends[0], n), os.ErrDeadlineExceeded
+		w.sends = w.sends[1:]
+	}
+	w.Body.Write(data[:n])
+	return n, err
+}
+
+func TestStaticGoesOnAfterTheDeadline(t *testing.T) {
+	body := string(staticText(2 << 20))
+	dir := staticTree(t, map[string]string{"large.bin": body})
+	for _, test := range []struct {
+		name  string
+		cfg   conduit.FileServerConfig
+		line  string
+		sends []int64
+		want  string // "" if the response is aborted
+	}{
+		{"a client that takes some", conduit.FileServerConfig{Dir: dir}, "", []int64{70 << 10, 100 << 10}, body},
+		{"and a part", conduit.FileServerConfig{Dir: dir}, "Range: bytes=1000-999999", []int64{70 << 10}, body[1000:1000000]},
+		{"too little", conduit.FileServerConfig{Dir: dir}, "", []int64{70 << 10, 60 << 10}, ""},
+		{"nothing but what net/http holds back", conduit.FileServerConfig{Dir: dir}, "", []int64{512}, ""},
+		{"several parts", conduit.FileServerConfig{Dir: dir}, "Range: bytes=0-999999,1000000-1500000", []int64{63 << 10}, ""},
+		{"no file of the system", conduit.FileServerConfig{FS: fstest.MapFS{"large.bin": {Data: []byte(body)}}, MaxCachedFile: 1000}, "", []int64{63 << 10}, ""},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			files := staticServer(t, test.cfg)
+			r := httptest.NewRequest("GET", "/large.bin", nil)
+			if field, value, ok := strings.Cut(test.line, ": "); ok {
+				r.Header.Set(field, value)
+			}
+			w := &interruptedWriter{httptest.NewRecorder(), test.sends}
+			aborted := func() (aborted bool) {
+				defer func() { aborted = recover() == http.ErrAbortHandler }()
+				files.ServeHTTP(w, r)
+				return false
+			}()
+			if aborted != (test.want == "") || !aborted && w.Body.String() != test.want {
+				t.Errorf("%d bytes, aborted %v, want %d", w.Body.Len(), aborted, len(test.want))
+			}
+		})
 	}
 }
 
@@ -6684,7 +6783,7 @@ func TestStaticTimesThatAreAlwaysNow(t *testing.T) {
 // A crawl over many names must neither push out those in demand nor outgrow
 // CacheBytes.
 func TestStaticCacheWithstandsAScan(t *testing.T) {
-	const size, limit, names = 2000, 1 << 20, 5000
+	const size, limit, names = 20000, 4 << 20, 5000
 	many := make(fstest.MapFS)
 	body := bytes.Repeat([]byte("x"), size)
 	for i := range names {

@@ -76,11 +76,11 @@ import (
 //
 // # Slow clients
 //
-// A client that takes nothing for the server's WriteTimeout is disconnected
-// before twice that time has passed. Without a WriteTimeout it is 15 seconds,
-// and 3 seconds at least: the kernel shows progress only when a third of its
-// buffer is free again. A client that makes progress is never cut, neither by
-// WriteTimeout nor by a [Timeout] around the FileServer.
+// A client that takes less than 64 KiB in the server's WriteTimeout is
+// disconnected, before twice that time has passed. Without a WriteTimeout it is
+// 15 seconds, and 3 seconds at least: the kernel shows progress only when a third
+// of its buffer is free again. A client that goes on taking is never cut, neither
+// by WriteTimeout nor by a [Timeout] around the FileServer.
 //
 // The methods may be called from any goroutine.
 type FileServer struct {
@@ -150,7 +150,8 @@ type FileServerConfig struct {
 	MaxCachedFile int64
 
 	// Recheck is how long a cached file is served before the next look at it, 1
-	// second by default. Negative: for ever, once it is a second old.
+	// second by default. Negative: for ever, once it is a second old, with the
+	// precompressed files that there were then.
 	Recheck time.Duration
 }
 
@@ -191,11 +192,14 @@ func (c *FileServerConfig) withDefaults() (FileServerConfig, error) {
 		errs.add("Prefix: %q is not a path that begins with a slash and is in its shortest form", d.Prefix)
 	}
 	d.Prefix = prefix
-	if !validFileName(d.Index) || strings.Contains(d.Index, "/") {
-		errs.add("Index: %q is not the name of a file in a directory", d.Index)
-	}
-	if d.Fallback != "" && !validFileName(d.Fallback) {
-		errs.add("Fallback: %q is not the name of a file below the root", d.Fallback)
+	for _, file := range []struct{ field, name string }{{"Index", d.Index}, {"Fallback", d.Fallback}} {
+		switch {
+		case file.name == "":
+		case !validFileName(file.name), file.field == "Index" && strings.Contains(file.name, "/"):
+			errs.add("%s: %q is not the name of a file", file.field, file.name)
+		case !d.Dotfiles && isHidden(file.name):
+			errs.add("%s: %q begins with a dot, and Dotfiles is not set", file.field, file.name)
+		}
 	}
 	return d, errors.Join(errs...)
 }
@@ -244,10 +248,12 @@ func (f *FileServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 	e, err := f.lookup(r.Context(), r.URL.Path, name)
 	if errors.Is(err, errIsDirectory) {
-		if _, err := f.stat(path.Join(name, f.config.Index)); err == nil {
+		index := path.Join(name, f.config.Index)
+		if _, err = f.stat(index); err == nil {
 			redirectToDirectory(w, r)
 			return
 		}
+		f.logError(r.Context(), index, err)
 	}
 	if e == nil && isNotThere(err) && f.config.Fallback != "" && path.Ext(r.URL.Path) == "" {
 		addVary(w.Header(), "Accept")
@@ -295,9 +301,14 @@ func (f *FileServer) nameOf(u *url.URL) (string, bool) {
 		name += f.config.Index
 	}
 
-	hidden := strings.Contains(strings.ReplaceAll("/"+name+"/", "/.well-known/", "/"), "/.") // RFC 8615
 	encoded := strings.Contains(strings.ToLower(u.RawPath), "%2f")
-	return name, ok && validFileName(name) && !encoded && (f.config.Dotfiles || !hidden)
+	return name, ok && validFileName(name) && !encoded && (f.config.Dotfiles || !isHidden(name))
+}
+
+// isHidden reports whether a part of a name begins with a dot, but for
+// .well-known (RFC 8615).
+func isHidden(name string) bool {
+	return strings.Contains(strings.ReplaceAll("/"+name+"/", "/.well-known/", "/"), "/.")
 }
 
 // validFileName reports whether a name is in its shortest form and means the
@@ -444,13 +455,21 @@ func (f *FileServer) serveContent(w http.ResponseWriter, r *http.Request, e *fil
 	info := v.info
 	if v.body == nil {
 		file, opened, err := f.openRegular(v.name)
+		if err == nil {
+			defer file.Close()
+		}
+		if err != nil || !sameFile(opened, v.info) {
+			f.cache.put(e.key, nil) // the next request looks again
+			if original := &e.variants[0]; v != original {
+				f.serveContent(w, r, e, original)
+				return
+			}
+		}
 		if err != nil {
-			f.cache.put(e.key, nil)
 			f.logError(r.Context(), v.name, err)
 			f.serveError(w, r, err)
 			return
 		}
-		defer file.Close()
 		info = opened
 		if content, _ = file.(io.ReadSeeker); content == nil {
 			content = wholeFile{file, info.Size()}
@@ -462,8 +481,7 @@ func (f *FileServer) serveContent(w http.ResponseWriter, r *http.Request, e *fil
 
 	h, modified := w.Header(), e.modified
 	e.setBodyHeader(h, v, r.URL.RawQuery)
-	if !sameFile(info, v.info) { // it has just changed: no validators, and a new look for the next request
-		f.cache.put(e.key, nil)
+	if !sameFile(info, v.info) { // it has just changed: there are no validators
 		delete(h, "Etag")
 		delete(h, "Last-Modified")
 		modified = time.Time{}
@@ -474,7 +492,8 @@ func (f *FileServer) serveContent(w http.ResponseWriter, r *http.Request, e *fil
 		r = r.Clone(r.Context())
 		r.Header.Del("Range")
 	}
-	http.ServeContent(newFileWriter(w, r, v), r, "", modified, content)
+	plain := r.ProtoMajor == 1 && r.TLS == nil
+	http.ServeContent(&fileWriter{w, fileDeadline(w, r), plain, v.ranges}, r, "", modified, content)
 }
 
 // wholeFile is a file that cannot seek, for [http.ServeContent], which then
@@ -497,16 +516,8 @@ func (f wholeFile) Seek(_ int64, whence int) (int64, error) {
 type fileWriter struct {
 	http.ResponseWriter
 	deadline rollingDeadline
-	piece    int64 // of a file, under one deadline
-	ranges   bool  // of the variant
-}
-
-func newFileWriter(w http.ResponseWriter, r *http.Request, v *fileVariant) *fileWriter {
-	piece := int64(writePiece)
-	if r.TLS == nil {
-		piece *= 4 // by sendfile, which is slow in small pieces
-	}
-	return &fileWriter{w, fileDeadline(w, r), piece, v.ranges}
+	plain    bool // HTTP/1 without TLS, where a file goes by sendfile
+	ranges   bool // of the variant
 }
 
 // fileDeadline gives a client at least 3 seconds for each write: the kernel
@@ -543,20 +554,39 @@ func (w *fileWriter) Write(p []byte) (int, error) {
 }
 
 // ReadFrom keeps sendfile, which needs the limit to be directly around the
-// file, as io.CopyN has it. A sendfile that the deadline has interrupted goes on
-// where it stopped, if the client has taken something; every other writer keeps
-// its error.
+// file, as io.CopyN has it. A file goes on where the deadline has interrupted it,
+// if the client has taken a piece: by then the header is out. Whatever else was
+// read is not to be had again.
 func (w *fileWriter) ReadFrom(src io.Reader) (int64, error) {
 	limited, ok := src.(*io.LimitedReader)
 	if !ok {
 		return io.Copy(struct{ io.Writer }{w}, src)
 	}
-	size := limited.N
+	size, piece := limited.N, int64(writePiece)
+	file, _ := limited.R.(*os.File)
+	if !w.plain {
+		file = nil
+	}
+	var start int64
+	if file != nil {
+		piece *= 4 // sendfile is slow in small pieces
+		var err error
+		if start, err = file.Seek(0, io.SeekCurrent); err != nil {
+			panic(http.ErrAbortHandler)
+		}
+	}
+
 	for limited.N > 0 {
 		w.deadline.arm()
-		n, err := io.CopyN(w.ResponseWriter, limited.R, min(limited.N, w.piece))
+		n, err := io.CopyN(w.ResponseWriter, limited.R, min(limited.N, piece))
 		limited.N -= n
-		if err != nil && (n == 0 || !errors.Is(err, os.ErrDeadlineExceeded)) {
+		if err == nil {
+			continue
+		}
+		if file == nil || n < writePiece || !errors.Is(err, os.ErrDeadlineExceeded) {
+			panic(http.ErrAbortHandler)
+		}
+		if _, err := file.Seek(start+size-limited.N, io.SeekStart); err != nil { // a copy in memory has read ahead
 			panic(http.ErrAbortHandler)
 		}
 	}
@@ -614,8 +644,8 @@ type fileVariant struct {
 }
 
 // youngAge is how old a change must be for the next one to be certain to have
-// another time. Kernels and file systems that count in full seconds are the
-// coarsest.
+// another time. File systems that count in full seconds are the coarsest, but for
+// FAT.
 const youngAge = time.Second
 
 func isYoung(info fs.FileInfo) bool { return time.Since(info.ModTime()).Abs() <= youngAge }
@@ -681,7 +711,7 @@ var (
 func isNotThere(err error) bool {
 	for _, target := range []error{
 		fs.ErrNotExist, fs.ErrPermission, fs.ErrInvalid, errIsDirectory,
-		syscall.ENOTDIR, syscall.ENAMETOOLONG, syscall.ELOOP,
+		syscall.ENOTDIR, syscall.ENAMETOOLONG, syscall.ELOOP, syscall.ENXIO, // a socket
 	} {
 		if errors.Is(err, target) {
 			return true
@@ -750,8 +780,9 @@ func (f *FileServer) buildEntry(key, name string) (*fileEntry, error) {
 	}
 	e.varies = compresses || len(e.codings) != 0
 
-	// A date after that of the response is not allowed (RFC 9110, Section 8.8.2.1).
-	if modified := v.info.ModTime(); modified.After(earliestTime) && modified.Before(time.Now()) {
+	// The date of a young file may also be that of its next content, and one after
+	// that of the response is not allowed (RFC 9110, Section 8.8.2.1).
+	if modified := v.info.ModTime(); v.stable && modified.After(earliestTime) && modified.Before(time.Now()) {
 		e.modified = modified
 		e.lastModified = []string{modified.UTC().Format(http.TimeFormat)}
 	}
@@ -861,7 +892,9 @@ func (f *FileServer) readFile(name string) (v fileVariant, data []byte, err erro
 	if large {
 		if !timeless {
 			v.tag = strconv.FormatInt(info.ModTime().UnixNano(), 36) + "-" + strconv.FormatInt(v.size, 36)
-			v.weak = !v.stable
+			if v.weak = !v.stable; v.weak {
+				v.tag += "-young" // and not that of the next content
+			}
 		}
 		return v, data, nil
 	}
