@@ -6783,7 +6783,7 @@ func TestStaticTimesThatAreAlwaysNow(t *testing.T) {
 // A crawl over many names must neither push out those in demand nor outgrow
 // CacheBytes.
 func TestStaticCacheWithstandsAScan(t *testing.T) {
-	const size, limit, names = 20000, 4 << 20, 5000
+	const size, limit, names = 20000, 4 << 20, 1500
 	many := make(fstest.MapFS)
 	body := bytes.Repeat([]byte("x"), size)
 	for i := range names {
