@@ -608,6 +608,14 @@ func (s *Server) Drain() {
 	})
 }
 
+// Draining returns a channel that is closed when the server begins to drain, for
+// what has to know of it outside of a request: a service manager, a registry, a
+// consumer of a queue. A handler has the function [Draining].
+func (s *Server) Draining() <-chan struct{} {
+	s.checkMade()
+	return s.drain.Done()
+}
+
 // Shutdown drains, stops to accept, waits until every request is answered and
 // every handler has returned, and returns nil. If ctx ends first, the contexts
 // of the requests that are left are cancelled with a cause, their connections

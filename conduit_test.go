@@ -1300,7 +1300,13 @@ func TestDrainingCloses(t *testing.T) {
 	replied := make(chan reply, 1)
 	go func() { replied <- get(t, http.DefaultClient, url) }()
 	<-started
+	select {
+	case <-srv.Draining():
+		t.Error("Server.Draining was closed before the drain")
+	default:
+	}
 	srv.Drain()
+	<-srv.Draining()
 	<-ended
 	<-replied
 }
@@ -11385,6 +11391,7 @@ func (*SSEStream) WriteSSE(e *SSEEvent) error
 func (*Server) Addr() net.Addr
 func (*Server) Close() error
 func (*Server) Drain()
+func (*Server) Draining() <-chan struct{}
 func (*Server) HTTPServer() *http.Server
 func (*Server) ListenAndServe() error
 func (*Server) Serve(l net.Listener) error

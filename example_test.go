@@ -224,6 +224,40 @@ func ExampleDraining() {
 	// Output: 204 No Content
 }
 
+// systemd, or another service manager, is told that the service stops as soon
+// as it drains.
+func ExampleServer_Draining() {
+	srv, err := conduit.New(conduit.DefaultConfig(http.NotFoundHandler()))
+	if err != nil {
+		log.Fatal(err)
+	}
+	dir, _ := os.MkdirTemp("", "")
+	defer os.RemoveAll(dir)
+	socket := filepath.Join(dir, "notify") // systemd's is in NOTIFY_SOCKET
+	systemd, err := net.ListenPacket("unixgram", socket)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer systemd.Close()
+
+	go func() {
+		<-srv.Draining()
+		conn, err := net.Dial("unixgram", socket)
+		if err != nil {
+			log.Print(err)
+			return
+		}
+		defer conn.Close()
+		io.WriteString(conn, "STOPPING=1")
+	}()
+
+	srv.Drain()
+	message := make([]byte, 64)
+	n, _, _ := systemd.ReadFrom(message)
+	fmt.Println(string(message[:n]))
+	// Output: STOPPING=1
+}
+
 // A check is any function that returns an error, which goes to the log and not to the client.
 func ExampleHealth() {
 	var queue error
