@@ -2057,21 +2057,59 @@ func (c *LoggingConfig) log(x *exchange, r *http.Request, path string, start, en
 
 // CompressionConfig configures [CompressionWith].
 type CompressionConfig struct {
-	// Level is gzip's, from 1, the fastest, to 9; 4 by default. Text is up to 5
-	// percent larger at level 4 than at gzip's own default, 6, in a third to
-	// two thirds of the time.
+	// Level is that of the gzip that is built in, from 1, the fastest, to 9; 4 by
+	// default. Text is up to 5 percent larger at level 4 than at gzip's own
+	// default, 6, in a third to two thirds of the time.
 	Level int
 
-	// MinSize is how many bytes a body must have to be coded, 1024 by default,
-	// negative for no minimum. That many are held back while the length of the
-	// body is unknown.
+	// MinSize is how many bytes a body must have to be compressed, 1024 by
+	// default, negative for no minimum. That many are held back while the length
+	// of the body is unknown.
 	MinSize int
 
-	// Types are the media types to code, as patterns for [path.Match]:
+	// Types are the media types to compress, as patterns for [path.Match]:
 	// "text/*", "*/*+json". The default is a table of text, JSON, XML,
 	// JavaScript, WebAssembly, SVG, fonts that are not compressed by
-	// themselves, and the like. Event streams are never coded.
+	// themselves, and the like. Event streams are never compressed.
 	Types []string
+
+	// Encoders are content codings beside gzip. A client gets the one that it
+	// prefers, and of several that it likes alike the first here, gzip last. One
+	// named gzip takes the place of what is built in.
+	Encoders []Encoder
+
+	encodings []*encoding // Encoders and gzip
+	codings   []string    // their names
+}
+
+// Encoder is a content coding for [CompressionConfig], made by a library of the
+// user's choice.
+//
+// Browsers decode no zstd with a window above 8 MB ([RFC 9659]). That is the
+// default of klauspost's zstd.NewWriter; its WithWindowSize sets less, and its
+// WithEncoderConcurrency(1) spares goroutines. A writer is needed for each
+// response that is being compressed. It takes memory: Go's gzip 0.8 MB,
+// klauspost's 1 MB, its zstd 18 MB, or 3 MB with a window of 1 MB, and
+// andybalholm's brotli 9 MB.
+//
+// [RFC 9659]: https://www.rfc-editor.org/rfc/rfc9659
+type Encoder struct {
+	// Coding is its name in Accept-Encoding, in lower case: "zstd", "br".
+	Coding string
+
+	// New returns a writer, which is used for one response after the other. Any
+	// goroutine may call it.
+	New func() EncodingWriter
+}
+
+// EncodingWriter compresses one body after the other. Reset begins one, Flush
+// lets everything out that was written, Close ends it. The writers of
+// compress/gzip are EncodingWriters, and so are those of klauspost's gzip and
+// zstd and of andybalholm's brotli.
+type EncodingWriter interface {
+	io.WriteCloser
+	Flush() error
+	Reset(io.Writer)
 }
 
 func (c *CompressionConfig) withDefaults() (CompressionConfig, error) {
@@ -2099,7 +2137,34 @@ func (c *CompressionConfig) withDefaults() (CompressionConfig, error) {
 			faults.add("Types: %q: a media type has a slash", pattern)
 		}
 	}
+	d.addEncodings(&faults)
 	return d, errors.Join(faults...)
+}
+
+// addEncodings makes encodings of the Encoders and of gzip.
+func (c *CompressionConfig) addEncodings(faults *faultList) {
+	for i, e := range c.Encoders {
+		switch {
+		case !isCoding(e.Coding):
+			faults.add("Encoders: %d: Coding: %q is not the name of a coding in lower case", i+1, e.Coding)
+		case slices.Contains(c.codings, e.Coding):
+			faults.add("Encoders: %d: Coding: %q is there twice", i+1, e.Coding)
+		case e.New == nil:
+			faults.add("Encoders: %d: New: is required for %q", i+1, e.Coding)
+		}
+		c.encodings = append(c.encodings, &encoding{e, []string{e.Coding}, new(sync.Pool)})
+		c.codings = append(c.codings, e.Coding)
+	}
+	if len(*faults) == 0 && !slices.Contains(c.codings, "gzip") {
+		c.encodings = append(c.encodings, &encoding{gzipEncoder(c.Level), gzipEncoding, &gzipWriters[c.Level]})
+		c.codings = append(c.codings, "gzip")
+	}
+}
+
+// isCoding reports whether a name can be that of a coding which Accept-Encoding
+// asks for.
+func isCoding(name string) bool {
+	return name != "" && name != "identity" && strings.Trim(name, "abcdefghijklmnopqrstuvwxyz0123456789-._") == ""
 }
 
 // compresses reports whether to compress bodies of a media type.
@@ -2180,7 +2245,9 @@ func (h *compressHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		ResponseWriter: w,
 		config:         h.config,
 		request:        r,
-		accepted:       negotiate(r.Header, "gzip") != "",
+	}
+	if coding := negotiate(r.Header, h.config.codings...); coding != "" {
+		z.encoding = h.config.encodings[slices.Index(h.config.codings, coding)]
 	}
 	if replyBegun(w) {
 		z.state = compressPlain
@@ -2205,14 +2272,14 @@ type compressWriter struct {
 	http.ResponseWriter
 	config   *CompressionConfig
 	request  *http.Request
-	accepted bool // gzip, by the client
+	encoding *encoding // nil if the client accepts none
 
 	state    int
 	status   int
 	declared int64           // the Content-Length that the handler has set, -1 without one
 	limit    int             // how many bytes to hold back
 	held     *compressBuffer // the first bytes of the body, in compressHeld
-	encoder  *gzip.Writer    // nil until something is compressed
+	encoder  EncodingWriter  // nil until something is compressed
 	encoded  int64           // bytes that the encoder was given
 
 	contentType [1]string // the value that is made here
@@ -2316,7 +2383,7 @@ func (z *compressWriter) decide(status int) int {
 	}
 	z.declared = contentLength(h)
 	trailer := len(h["Trailer"]) > 0 // its fields must not be there when the header is written
-	known := !z.accepted || z.declared >= 0 || trailer
+	known := z.encoding == nil || z.declared >= 0 || trailer
 	switch {
 	case typed && known && z.shouldCompress(0, trailer):
 		return compressEncoded
@@ -2337,7 +2404,7 @@ func (z *compressWriter) decide(status int) int {
 // shouldCompress reports whether to compress a body of a type that shrinks, of
 // which so many bytes are there.
 func (z *compressWriter) shouldCompress(size int, flush bool) bool {
-	if !z.accepted {
+	if z.encoding == nil {
 		return false
 	}
 	if z.declared >= 0 {
@@ -2353,7 +2420,7 @@ func (z *compressWriter) shouldCompress(size int, flush bool) bool {
 func (z *compressWriter) reviseNotModified(h http.Header) {
 	types, typed := h["Content-Type"]
 	has := false
-	if tag := h.Get("Etag"); z.accepted && strings.HasPrefix(tag, `"`) {
+	if tag := h.Get("Etag"); z.encoding != nil && strings.HasPrefix(tag, `"`) {
 		has = slices.ContainsFunc(z.request.Header["If-None-Match"], func(line string) bool { return strings.Contains(line, "W/"+tag) })
 	}
 	if has {
@@ -2365,20 +2432,17 @@ func (z *compressWriter) reviseNotModified(h http.Header) {
 }
 
 // weakenETag says that the bytes are not always the same: another version of
-// gzip may make others.
+// an encoder may make others.
 func weakenETag(h http.Header) {
 	if tag := h.Get("Etag"); strings.HasPrefix(tag, `"`) {
 		h["Etag"] = []string{"W/" + tag}
 	}
 }
 
-// gzipEncoding is shared by responses and never written to.
-var gzipEncoding = []string{"gzip"}
-
 // setEncodingHeader makes the header that of a compressed response.
 func (z *compressWriter) setEncodingHeader() {
 	h := z.ResponseWriter.Header()
-	h["Content-Encoding"] = gzipEncoding
+	h["Content-Encoding"] = z.encoding.header
 	if len(h["Content-Length"]) > 0 { // nil is for net/http, not to add one
 		delete(h, "Content-Length")
 	}
@@ -2394,7 +2458,7 @@ func (z *compressWriter) sendHeld(flush bool) error {
 	z.held = nil
 	compresses := len(h["Content-Type"]) > 0 // then decide has looked at it
 	if !compresses && len(held.bytes) > 0 {
-		// From compressed bytes net/http would make application/x-gzip.
+		// From compressed bytes net/http would make another type.
 		z.contentType[0] = http.DetectContentType(held.bytes)
 		h["Content-Type"] = z.contentType[:]
 		if compresses = z.config.compresses(z.contentType[0]); compresses {
@@ -2449,15 +2513,15 @@ func (z *compressWriter) write(p []byte) (int, error) {
 	}
 	n, err := len(p), error(nil)
 	if n > 0 && z.request.Method != http.MethodHead {
-		n, err = z.gzip().Write(p)
+		n, err = z.writer().Write(p)
 	}
 	z.encoded += int64(n)
 	return n, cmp.Or(err, excess)
 }
 
-func (z *compressWriter) gzip() *gzip.Writer {
+func (z *compressWriter) writer() EncodingWriter {
 	if z.encoder == nil {
-		z.encoder = gzipWriter(z.ResponseWriter, z.config.Level)
+		z.encoder = z.encoding.get(z.ResponseWriter)
 	}
 	return z.encoder
 }
@@ -2570,8 +2634,8 @@ func (z *compressWriter) finish() {
 	if z.encoded < z.declared {
 		panic(http.ErrAbortHandler) // as net/http does; with a trailer it would look whole
 	}
-	if z.gzip().Close() == nil {
-		putGzipWriter(z.encoder, z.config.Level)
+	if z.writer().Close() == nil { // and nobody else can be using it
+		z.encoding.pool.Put(z.encoder)
 	}
 	z.encoder = nil
 	z.declared = z.encoded // nothing can follow
@@ -2592,7 +2656,7 @@ func (z *compressWriter) adjustHead() {
 // type decides, and nobody has said that.
 func (z *compressWriter) dropHeadLength() {
 	h := z.ResponseWriter.Header()
-	if len(h["Content-Type"]) == 0 && z.accepted && z.request.Method == http.MethodHead {
+	if len(h["Content-Type"]) == 0 && z.encoding != nil && z.request.Method == http.MethodHead {
 		delete(h, "Content-Length")
 	}
 }
@@ -2602,7 +2666,7 @@ func (z *compressWriter) dropHeadLength() {
 func disableCompression(w http.ResponseWriter) {
 	for ; w != nil; w = unwrap(w) {
 		if z, ok := w.(*compressWriter); ok {
-			z.accepted = false
+			z.encoding = nil
 		}
 	}
 }
@@ -2610,9 +2674,9 @@ func disableCompression(w http.ResponseWriter) {
 // negotiate returns the one of offers, lower-case codings in the server's
 // order of preference, that a request with this header prefers, and "" for
 // none: identity. An offer counts if Accept-Encoding names it, or else if it
-// has a * that stands for it, with a quality above 0; the highest quality
+// has a * that stands for it, with a weight above 0; the highest weight
 // wins, at equal ones the earlier offer, and identity only if it is named with
-// a higher one. What is malformed is ignored, and of contradicting qualities
+// a higher one. What is malformed is ignored, and of contradicting weights
 // the lower one counts. See [RFC 9110, Section 12.5.3].
 //
 // [RFC 9110, Section 12.5.3]: https://www.rfc-editor.org/rfc/rfc9110#section-12.5.3
@@ -2622,55 +2686,58 @@ func negotiate(header http.Header, offers ...string) string {
 		return "" // everything is acceptable, but such clients rarely decode
 	}
 	if len(lines) == 1 {
-		switch lines[0] {
+		switch line := lines[0]; line {
 		case "gzip, deflate, br, zstd", "gzip, deflate, br", "gzip, deflate", "gzip": // what browsers and Go send
 			for _, offer := range offers {
-				if strings.Contains(lines[0], offer) {
-					return offer
+				switch offer {
+				case "gzip", "deflate", "br", "zstd":
+					if strings.Contains(line, offer) {
+						return offer
+					}
 				}
 			}
 			return ""
 		}
 	}
-	best, bestQuality := "", max(codingQuality(lines, "identity"), 1)
-	anyOther := codingQuality(lines, "*")
+	best, bestWeight := "", max(codingWeight(lines, "identity"), 1)
+	anyOther := codingWeight(lines, "*")
 	for _, offer := range offers {
-		quality := codingQuality(lines, offer)
-		if quality < 0 {
-			quality = anyOther
+		weight := codingWeight(lines, offer)
+		if weight < 0 {
+			weight = anyOther
 		}
-		if quality > bestQuality || quality == bestQuality && best == "" {
-			best, bestQuality = offer, quality
+		if weight > bestWeight || weight == bestWeight && best == "" {
+			best, bestWeight = offer, weight
 		}
 	}
 	return best
 }
 
-// codingQuality returns the quality, in thousandths, that the lines of an
+// codingWeight returns the weight, in thousandths, that the lines of an
 // Accept-Encoding give to a coding, -1 if they do not name it.
-func codingQuality(lines []string, coding string) int {
-	quality := -1
+func codingWeight(lines []string, coding string) int {
+	lowest := -1
 	for _, line := range lines {
 		for member := range strings.SplitSeq(line, ",") {
-			name, weight, weighted := strings.Cut(member, ";")
+			name, parameter, weighted := strings.Cut(member, ";")
 			name = textproto.TrimString(name)
 			if !strings.EqualFold(name, coding) && !(coding == "gzip" && strings.EqualFold(name, "x-gzip")) {
 				continue
 			}
-			q := 1000
+			weight := 1000
 			if weighted {
-				q = parseWeight(textproto.TrimString(weight))
+				weight = parseWeight(textproto.TrimString(parameter))
 			}
-			if q >= 0 && (quality < 0 || q < quality) {
-				quality = q
+			if weight >= 0 && (lowest < 0 || weight < lowest) {
+				lowest = weight
 			}
 		}
 	}
-	return quality
+	return lowest
 }
 
-// parseWeight returns the quality of a weight such as q=0.5 in thousandths, -1
-// if it is malformed.
+// parseWeight returns a weight such as q=0.5 in thousandths, -1 if it is
+// malformed.
 func parseWeight(s string) int {
 	if len(s) < 3 || len(s) > 7 || s[0]|0x20 != 'q' || s[1] != '=' || s[2] != '0' && s[2] != '1' || len(s) > 3 && s[3] != '.' {
 		return -1
@@ -2750,22 +2817,45 @@ func hasMember(lines []string, member string) bool {
 	return false
 }
 
-// gzipWriters holds idle writers, of about 800 kB each, by level.
-var gzipWriters [gzip.BestCompression + 1]sync.Pool
+// encoding is an [Encoder] and its idle writers.
+type encoding struct {
+	Encoder
+	header []string   // Coding as the value of a field, shared by responses and never written to
+	pool   *sync.Pool // of EncodingWriter
+}
 
-// gzipWriter returns a writer to dst of a level from 1 to 9.
-func gzipWriter(dst io.Writer, level int) *gzip.Writer {
-	z, ok := gzipWriters[level].Get().(*gzip.Writer)
+// get returns a writer to dst. It goes back to the pool once it is closed, and
+// not after a panic, when somebody else may still be using it.
+func (e *encoding) get(dst io.Writer) EncodingWriter {
+	z, ok := e.pool.Get().(EncodingWriter)
 	if !ok {
-		z, _ = gzip.NewWriterLevel(dst, level)
-		return z
+		z = e.New()
 	}
 	z.Reset(dst)
 	return z
 }
 
-// putGzipWriter takes back a writer that nobody else can be using any more:
-// not after a panic.
+// gzipWriters holds idle writers, of about 800 kB each, by level.
+var gzipWriters [gzip.BestCompression + 1]sync.Pool
+
+// gzipEncoding is shared by responses and never written to.
+var gzipEncoding = []string{"gzip"}
+
+// gzipEncoder returns the encoder of a level from 1 to 9 that is built in.
+func gzipEncoder(level int) Encoder {
+	return Encoder{Coding: "gzip", New: func() EncodingWriter {
+		z, _ := gzip.NewWriterLevel(nil, level)
+		return z
+	}}
+}
+
+// gzipWriter and putGzipWriter are for static.go.
+
+func gzipWriter(dst io.Writer, level int) *gzip.Writer {
+	e := encoding{Encoder: gzipEncoder(level), pool: &gzipWriters[level]}
+	return e.get(dst).(*gzip.Writer)
+}
+
 func putGzipWriter(z *gzip.Writer, level int) { gzipWriters[level].Put(z) }
 
 // releaseTimeout lifts every Timeout around w, just before the first byte of a

@@ -2207,28 +2207,130 @@ func TestCompressionNegotiates(t *testing.T) {
 	}
 }
 
+// bracketEncoder compresses nothing and says where a body begins, is flushed and
+// ends.
+type bracketEncoder struct {
+	name string
+	dst  io.Writer
+	open bool
+}
+
+func (e *bracketEncoder) Reset(dst io.Writer) { e.dst, e.open = dst, false }
+
+func (e *bracketEncoder) Write(p []byte) (int, error) {
+	if !e.open {
+		e.open = true
+		io.WriteString(e.dst, e.name+"[")
+	}
+	return e.dst.Write(p)
+}
+
+func (e *bracketEncoder) Flush() error {
+	_, err := io.WriteString(e.dst, "|")
+	return err
+}
+
+func (e *bracketEncoder) Close() error {
+	_, err := io.WriteString(e.dst, "]")
+	return err
+}
+
+func TestCompressionWithOtherEncoders(t *testing.T) {
+	var made atomic.Int64
+	encoder := func(coding string) conduit.Encoder {
+		return conduit.Encoder{Coding: coding, New: func() conduit.EncodingWriter {
+			made.Add(1)
+			return &bracketEncoder{name: coding}
+		}}
+	}
+	text := strings.Repeat("text ", 400)
+	handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "text/plain")
+		io.WriteString(w, text)
+		if r.URL.Path == "/flush" {
+			w.(http.Flusher).Flush()
+			io.WriteString(w, text)
+		}
+	})
+	tests := []struct {
+		encoders []string
+		accept   string
+		want     string
+	}{
+		{[]string{"zstd", "br"}, "gzip, deflate, br, zstd", "zstd"},
+		{[]string{"br", "zstd"}, "gzip, deflate, br, zstd", "br"},
+		{[]string{"zstd", "br"}, "gzip, deflate, br", "br"},
+		{[]string{"zstd", "br"}, "gzip", "gzip"},
+		{[]string{"zstd", "br"}, "gzip, zstd;q=0.9, br;q=0.5", "gzip"},
+		{[]string{"zstd", "br"}, "zstd;q=0.5, br;q=0.8, gzip;q=0.3", "br"},
+		{[]string{"zstd", "br"}, "zstd;q=0.5, br;q=0.5", "zstd"},
+		{[]string{"zstd", "br"}, "zstd;q=0, *", "br"},
+		{[]string{"zstd", "br"}, "identity, br;q=0.9", ""},
+		{[]string{"zstd"}, "deflate, br", ""},
+		{[]string{"zi"}, "gzip", "gzip"}, // a part of a name is no name
+		{[]string{"gzip", "zstd"}, "gzip, zstd", "gzip"},
+		{[]string{"zstd", "gzip"}, "gzip, zstd", "zstd"},
+	}
+	for _, tt := range tests {
+		var cfg conduit.CompressionConfig
+		for _, coding := range tt.encoders {
+			cfg.Encoders = append(cfg.Encoders, encoder(coding))
+		}
+		h := conduit.CompressionWith(&cfg)(handler)
+		clear(cfg.Encoders) // they were copied
+		got := compressionRecord(t, h, "GET", http.Header{"Accept-Encoding": {tt.accept}})
+		body := got.body
+		if slices.Contains(tt.encoders, tt.want) {
+			body = strings.TrimSuffix(strings.TrimPrefix(body, tt.want+"["), "]")
+		} else {
+			body = compressionText(t, got)
+		}
+		if coding := got.header.Get("Content-Encoding"); coding != tt.want || body != text || got.header.Get("Vary") != "Accept-Encoding" {
+			t.Errorf("%q for %q: %q, body %.40q; want %q", tt.encoders, tt.accept, coding, got.body, tt.want)
+		}
+	}
+
+	h := conduit.CompressionWith(&conduit.CompressionConfig{Encoders: []conduit.Encoder{encoder("zstd")}})(handler)
+	url := serve(t, newServer(t, conduit.DefaultConfig(h)))
+	made.Store(0)
+	for range 50 {
+		got := compressionGet(t, http.DefaultClient, url+"/flush", "GET", http.Header{"Accept-Encoding": {"zstd"}})
+		if want := "zstd[" + text + "|" + text + "]"; got.body != want {
+			t.Fatalf("got %.40q, want %.40q", got.body, want)
+		}
+	}
+	if made.Load() == 50 {
+		t.Error("no writer was used again")
+	}
+}
+
 // FuzzAcceptEncoding holds the negotiation against one that is slow and plain.
 func FuzzAcceptEncoding(f *testing.F) {
 	for _, c := range compressionAcceptCases {
 		f.Add(strings.Join(c.lines, "\n"))
 	}
-	h := conduit.Compression()(compressionHandler("text/plain", strings.Repeat("text ", 400)))
+	offers := []string{"zstd", "br", "gzip"} // in the server's order
+	var cfg conduit.CompressionConfig
+	for _, coding := range offers[:2] {
+		cfg.Encoders = append(cfg.Encoders, conduit.Encoder{Coding: coding, New: func() conduit.EncodingWriter { return new(bracketEncoder) }})
+	}
+	h := conduit.CompressionWith(&cfg)(compressionHandler("text/plain", strings.Repeat("text ", 400)))
 	f.Fuzz(func(t *testing.T, value string) {
 		lines := strings.Split(value, "\n")
 		r := httptest.NewRequest("HEAD", "/", nil)
 		r.Header["Accept-Encoding"] = lines
 		w := httptest.NewRecorder()
 		h.ServeHTTP(w, r)
-		got, want := w.Header().Get("Content-Encoding"), compressionOracle(lines)
+		got, want := w.Header().Get("Content-Encoding"), compressionOracle(lines, offers)
 		if got != want {
 			t.Errorf("Accept-Encoding %q: got %q, want %q", lines, got, want)
 		}
 	})
 }
 
-// compressionOracle returns "gzip" if that is what lines prefer.
-func compressionOracle(lines []string) string {
-	qualities := make(map[string]float64)
+// compressionOracle returns the one of offers that lines prefer, "" for none.
+func compressionOracle(lines, offers []string) string {
+	weights := make(map[string]float64)
 	for _, member := range strings.Split(strings.Join(lines, ","), ",") {
 		name, weight, weighted := strings.Cut(member, ";")
 		name = strings.ToLower(strings.Trim(name, " \t\r\n"))
@@ -2247,18 +2349,21 @@ func compressionOracle(lines []string) string {
 		if name == "x-gzip" {
 			name = "gzip"
 		}
-		if old, ok := qualities[name]; !ok || q < old {
-			qualities[name] = q
+		if old, ok := weights[name]; !ok || q < old {
+			weights[name] = q
 		}
 	}
-	q, ok := qualities["gzip"]
-	if !ok {
-		q = qualities["*"]
+	best, most := "", weights["identity"]
+	for _, offer := range offers {
+		q, ok := weights[offer]
+		if !ok {
+			q = weights["*"]
+		}
+		if q > most || q > 0 && q == most && best == "" {
+			best, most = offer, q
+		}
 	}
-	if q > 0 && q >= qualities["identity"] {
-		return "gzip"
-	}
-	return ""
+	return best
 }
 
 func TestCompressionShrinksText(t *testing.T) {
@@ -3170,12 +3275,19 @@ func TestCompressionConfig(t *testing.T) {
 		}
 	}
 
+	newBracket := func() conduit.EncodingWriter { return new(bracketEncoder) }
 	for want, cfg := range map[string]*conduit.CompressionConfig{
 		"conduit: Level: 10 is not between 1 and 9":     {Level: 10},
 		"conduit: Level: -1 ":                           {Level: -1},
 		`conduit: Types: "text/[": `:                    {Types: []string{"text/*", "text/["}},
 		`conduit: Types: "json": a media type has a sl`: {Types: []string{"json"}},
 		"conduit: Level: 11 is not between 1 and 9\nco": {Level: 11, Types: []string{"["}},
+		`conduit: Encoders: 1: Coding: "" is not `:      {Encoders: []conduit.Encoder{{"", newBracket}}},
+		`conduit: Encoders: 1: Coding: "BR" is not `:    {Encoders: []conduit.Encoder{{"BR", newBracket}}},
+		`conduit: Encoders: 1: Coding: "*" is not `:     {Encoders: []conduit.Encoder{{"*", newBracket}}},
+		`conduit: Encoders: 1: Coding: "identity" is `:  {Encoders: []conduit.Encoder{{"identity", newBracket}}},
+		`conduit: Encoders: 1: New: is required for "b`: {Encoders: []conduit.Encoder{{"br", nil}}},
+		`conduit: Encoders: 2: Coding: "br" is there t`: {Encoders: []conduit.Encoder{{"br", newBracket}, {"br", newBracket}}},
 	} {
 		func() {
 			defer func() {
@@ -11438,6 +11550,7 @@ func StreamNDJSON[T any](w http.ResponseWriter, r *http.Request, items iter.Seq2
 func Timeout(d time.Duration) Middleware
 func TimeoutWith(cfg *TimeoutConfig) Middleware
 type CompressionConfig struct
+type CompressionConfig struct, Encoders []Encoder
 type CompressionConfig struct, Level int
 type CompressionConfig struct, MinSize int
 type CompressionConfig struct, Types []string
@@ -11463,6 +11576,10 @@ type DatabaseConfig struct, ConnMaxLifetime time.Duration
 type DatabaseConfig struct, DB *sql.DB
 type DatabaseConfig struct, MaxIdleConns int
 type DatabaseConfig struct, MaxOpenConns int
+type Encoder struct
+type Encoder struct, Coding string
+type Encoder struct, New func() EncodingWriter
+type EncodingWriter interface { io.WriteCloser Flush() error Reset(io.Writer) }
 type FileServer struct
 type FileServerConfig struct
 type FileServerConfig struct, CacheBytes int64
