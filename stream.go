@@ -19,18 +19,6 @@ import (
 	"time"
 )
 
-const (
-	// A flush is a system call, and costs as much as writing 50 small elements
-	// does. What is written within streamPause shares one, and streamBatch bytes
-	// are written without waiting for it.
-	streamPause = time.Millisecond
-	streamBatch = 16 << 10
-
-	// Proxies end a stream that is silent for 30 to 60 seconds, and only a write
-	// tells that a client is no longer there.
-	streamHeartbeat = 15 * time.Second
-)
-
 // Stream is a response of text or bytes that is sent as it is written, for as
 // long as it takes: progress, a log that is followed, an export. It is an
 // [io.Writer] whose Write returns when the bytes are flushed to the client.
@@ -157,7 +145,7 @@ func newJSONStream(w http.ResponseWriter, r *http.Request, contentType string, s
 // a few milliseconds.
 func (s *JSONStream) Write(v any) error {
 	if p, ok := v.(*any); ok && p != nil {
-		v = *p // Go 1.27 takes half as long for it
+		v = *p // which Go 1.27 encodes in half the time
 	}
 	returned := false
 	defer s.endUnless(&returned) // for a panic of MarshalJSON
@@ -194,7 +182,7 @@ func (s elementWriter) Write(p []byte) (int, error) {
 // stream. After an error nobody receives from the channel, so a producer must
 // also end with the request's context. A drain does not end it.
 func (s *JSONStream) WriteJSONArray(items <-chan any) error {
-	if err := s.fail(nil); err != nil && !s.head {
+	if err := s.fail(nil); err != nil && !s.head { // it has ended
 		return err
 	}
 	return streamItems(s, nil, Receive(s.ctx, items))
@@ -257,7 +245,7 @@ func streamItems[T any](s *JSONStream, err error, items iter.Seq2[T, error]) err
 	case items == nil:
 		return s.fail(errors.New("items: the iterator is nil"))
 	}
-	defer s.endUnless(new(bool)) // for a panic of items: it has ended else
+	defer s.endUnless(new(bool)) // items may panic; if not, the stream has ended by then
 
 	// A pointer to one variable spares an allocation for each item, and has
 	// MarshalJSON called where it is a method of *T.
@@ -286,7 +274,7 @@ func Receive[T any](ctx context.Context, ch <-chan T) iter.Seq2[T, error] {
 		}
 		for ctx.Err() == nil {
 			v, open := zero, false
-			select { // without ctx it takes two thirds of the time
+			select { // without ctx, which takes two thirds of the time
 			case v, open = <-ch:
 			default:
 				select {
@@ -663,8 +651,8 @@ func (c *SSEBrokerConfig) withDefaults() (SSEBrokerConfig, error) {
 // SSEBroker is a handler that sends every event which is published to all of its
 // clients, with a comment to those that were sent nothing for 15 seconds. The zero
 // value is one with the defaults. A client that lags more than Queue events behind
-// gets an event of type gap, and its response ends; it holds up neither Publish nor
-// the other clients. Any goroutine may call the methods.
+// gets an event of type gap, and its response ends as at a drain; it holds up
+// neither Publish nor the other clients. Any goroutine may call the methods.
 //
 // A client that reconnects with the ID of an event that the broker keeps gets what
 // it missed. If the broker does not know it, the event being too old or from
@@ -905,6 +893,18 @@ func (b *SSEBroker) take(c *sseClient) (more <-chan struct{}) {
 	return b.wake
 }
 
+const (
+	// A flush is a system call, and costs as much as writing 50 small elements
+	// does. What is written within streamPause shares one, and streamBatch bytes
+	// are written without waiting for it.
+	streamPause = time.Millisecond
+	streamBatch = 16 << 10
+
+	// Proxies end a stream that is silent for 30 to 60 seconds, and only a write
+	// tells that a client is no longer there.
+	streamHeartbeat = 15 * time.Second
+)
+
 // streamResponse is what all streams are. Three rules hold it together:
 //
 //   - One lock. Everything that writes holds mu, and when it lets go, everything
@@ -1038,9 +1038,9 @@ func (s *streamResponse) fail(err error) error {
 	return s.withLock(func() error { return err })
 }
 
-// endUnless is deferred around code that is not ours. After a panic of that no
-// timer must write beside the handler that recovers, and no panic that aborts the
-// response take its place.
+// endUnless is deferred around code that is not ours. If that panics, no timer may
+// write beside a handler that recovers, and the panic that aborts a response must
+// not take its place.
 func (s *streamResponse) endUnless(returned *bool) {
 	if *returned {
 		return
