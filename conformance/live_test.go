@@ -7,6 +7,7 @@ package conformance
 import (
 	"database/sql"
 	"net/http"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -47,8 +48,11 @@ func TestLivePageMoves(t *testing.T) {
 	}
 	moves()
 	moves() // once may be the first sample
+	connected := func() bool {
+		return strings.Contains(evaluate[string](t, tab, `document.querySelector("#state").textContent`), runtime.Version())
+	}
 	srv.Close()
+	eventually(t, "the page says that nobody responds", func() bool { return !connected() })
 	serveOn(t, address, conduit.DefaultConfig(mux))
-	moves()
-	moves() // once may be the gap
+	eventually(t, "the page is back", connected)
 }
