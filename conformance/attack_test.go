@@ -121,10 +121,7 @@ type victim struct {
 
 func newVictim(t *testing.T, srv *http.Server, serve func(net.Listener) error, stop func() error) *victim {
 	t.Helper()
-	l, err := net.Listen("tcp", freeAddress(t))
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := listen(t, freeAddress(t))
 	v := &victim{address: l.Addr().String(), opened: make(map[string]time.Time), lasted: make(map[string]time.Duration)}
 	srv.ConnState = func(conn net.Conn, state http.ConnState) {
 		v.mu.Lock()

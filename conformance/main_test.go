@@ -136,10 +136,7 @@ func serveOn(t *testing.T, address string, cfg *conduit.Config) *server {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, err := net.Listen("tcp", address)
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := listen(t, address)
 	s := &server{srv, address, "http://" + address}
 	if cfg.TLSConfig != nil {
 		s.url = "https://" + address
@@ -152,6 +149,22 @@ func serveOn(t *testing.T, address string, cfg *conduit.Config) *server {
 		}
 	})
 	return s
+}
+
+// listen listens on an address that may be that of a server which has just ended:
+// a process that another test starts has its listener too, for as long as that
+// takes from fork to exec.
+func listen(t *testing.T, address string) (l net.Listener) {
+	t.Helper()
+	var err error
+	eventually(t, address+" is free", func() bool {
+		l, err = net.Listen("tcp", address)
+		return !errors.Is(err, syscall.EADDRINUSE)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
 }
 
 // testTLS returns the configuration of a server with a certificate that nobody

@@ -197,10 +197,7 @@ func newInstance(t *testing.T, o *orders, run func(context.Context, net.Listener
 
 func (i *instance) start() {
 	i.t.Helper()
-	l, err := net.Listen("tcp", i.address)
-	if err != nil {
-		i.t.Fatal(err)
-	}
+	l := listen(i.t, i.address)
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /orders", i.execute)
 	ctx, cancel := context.WithCancel(context.Background())
