@@ -1,6 +1,6 @@
 // Package conduit is what a production HTTP service needs around net/http:
 // a server that is safe as configured ([New]), a shutdown that loses no request
-// ([GracefulShutdown]), timeouts that answer ([Timeout]), static files
+// ([GracefulShutdown]), timeouts that respond ([Timeout]), static files
 // ([FileServer]), streams that outlive the timeouts ([StreamJSON], [SSEBroker],
 // [Stream]), profiles that leak nothing ([Profiler]), a database pool within
 // bounds ([DatabaseConfig]), and the middleware that goes with them ([Chain]).
@@ -10,40 +10,8 @@
 // every part works alone: behind a plain [http.Server], in another router's
 // chain, around somebody else's ResponseWriter.
 //
-// A whole service:
-//
-//	package main
-//
-//	import (
-//		"fmt"
-//		"log"
-//		"net/http"
-//		"time"
-//
-//		"example.com/conduit"
-//	)
-//
-//	func main() {
-//		mux := http.NewServeMux()
-//		mux.Handle("GET /health", conduit.Health())
-//		mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, r *http.Request) {
-//			fmt.Fprintln(w, "hello")
-//		})
-//		handler := conduit.Chain(
-//			conduit.RequestID(),
-//			conduit.Recovery(),
-//			conduit.Logging(),
-//			conduit.Timeout(20*time.Second),
-//			conduit.Compression(),
-//		)(mux)
-//		srv, err := conduit.New(conduit.DefaultConfig(handler))
-//		if err != nil {
-//			log.Fatal(err)
-//		}
-//		if err := conduit.StartWithGracefulShutdown(srv, nil); err != nil {
-//			log.Fatal(err)
-//		}
-//	}
+// The package's example is a whole service: routes, the usual [Chain], a server
+// and its shutdown.
 //
 // # Configuration
 //
@@ -59,13 +27,35 @@
 //
 // The server's ReadHeaderTimeout, ReadTimeout, WriteTimeout and IdleTimeout
 // guard connections against clients that are slow or silent. [Timeout] guards
-// handlers that are: it answers for them, and moves the connection's write
-// deadline so that the answer is delivered even where it is due later than
+// handlers that are: it responds for them, and moves the connection's write
+// deadline so that the response is delivered even where it is due later than
 // WriteTimeout.
 //
-// What lasts longer by nature, a [Stream], a [JSONStream], an [SSEStream], a
-// large file of a [FileServer] or a profile, is bound by neither from its first
-// byte on: the write deadline moves along with it.
+// Responses that last by nature are a [Stream], a [JSONStream], an [SSEStream],
+// a large file of a [FileServer] and a profile. From their first byte on neither
+// bounds them: the write deadline moves along.
+//
+// # In other routers
+//
+// Around a router, every part works as it does around [http.ServeMux]: write
+// Chain(...)(router). That is the place for [RequestID], [Recovery], [Logging]
+// and [Timeout].
+//
+// Inside a router, as its middleware, every part works too, with one exception:
+// chi and echo use the context of a route again once the route has returned. A
+// handler that a Timeout has left behind would then read the parameters of
+// another request. Inside such a router use [FastTimeout], which leaves no
+// handler behind. The parameters of ServeMux ([http.Request.PathValue]) and of
+// gorilla/mux belong to one request, and are safe either way.
+//
+// The Use of chi and of gorilla/mux takes a part as it is, that of echo takes
+// echo.WrapMiddleware(part). gin has no such function: the chain goes around it.
+// [FileServer], [Health], [SSEBroker] and [Profiler] are handlers, for the Handle
+// of chi and gorilla/mux, echo.WrapHandler and gin.WrapH.
+//
+// The pattern in the log is the Pattern of the request that [Logging] was given.
+// ServeMux sets it wherever Logging is, chi for a Logging inside. For other
+// routers put Logging inside and add their pattern by [LoggingConfig].Attrs.
 //
 // # Logging
 //
@@ -110,7 +100,7 @@ type Config struct {
 	// Address is where [Server.ListenAndServe] listens, ":8080" by default.
 	Address string
 
-	// Handler answers the requests. Required.
+	// Handler responds to the requests. Required.
 	Handler http.Handler
 
 	// ReadTimeout bounds the reading of a whole request with its body, 15
@@ -122,7 +112,7 @@ type Config struct {
 	// a time.
 	ReadHeaderTimeout time.Duration
 
-	// WriteTimeout bounds a reply, counted from the end of the request's
+	// WriteTimeout bounds a response, counted from the end of the request's
 	// header, 15 seconds by default. [Timeout] moves the end to 5 seconds after
 	// its own where that is later.
 	WriteTimeout time.Duration
@@ -171,8 +161,8 @@ type Config struct {
 	Logger *slog.Logger
 }
 
-// DefaultConfig returns the defaults for a service that h answers: port 8080,
-// the timeouts that [Config] gives, and HTTP/2 once there is a certificate.
+// DefaultConfig returns the defaults for a service of handler h: port 8080, the
+// timeouts that [Config] gives, and HTTP/2 once there is a certificate.
 func DefaultConfig(h http.Handler) *Config {
 	return &Config{
 		Address:           ":8080",
@@ -326,32 +316,40 @@ type Server struct {
 	prepare sync.Once
 	secure  bool // speaks TLS; set by prepare
 
-	drain     context.Context // ends with Drain, so that streams can follow it without a goroutine
-	endDrain  context.CancelFunc
-	drainOnce sync.Once
-	isDrained atomic.Bool // drain has ended
-	sayClose  atomic.Bool // replies carry Connection: close
-
+	draining
 	requests atomic.Int64 // handlers that run
 	hijacked atomic.Int64 // those of them that have hijacked their connection
 	conns    atomic.Int64 // len(open)
-	silent   atomic.Int64 // how many of open are silent
+	newConns atomic.Int64 // how many of open are new
 
-	drained        atomic.Int64  // requests that ended while draining
-	hijackedWaited atomic.Int64  // those of them that had hijacked
-	changed        chan struct{} // wakes the one that waits for connections and requests to end
-
-	mu        sync.Mutex // guards what follows
+	mu        sync.Mutex // guards what follows, and the fields of draining that say so
 	addr      net.Addr
 	listeners map[*drainListener]struct{}
-	open      map[net.Conn]bool // true: silent, no request has been read from it yet
+	open      map[net.Conn]bool // true: new, no request has been read from it yet
 	cancels   []context.CancelCauseFunc
-	hurry     context.CancelCauseFunc // ends the time of the shutdown that runs; nil before Shutdown or Close
-	ended     chan struct{}           // closed when the server has stopped
-	report    shutdownReport
 
-	atEnd func() // set before serving; called once, before ended is closed
+	atEnd func() // set before serving; called once, before stopped is closed
 }
+
+// draining is the end of a Server. Drain begins it: context ends and sayClose is
+// set. The delay of a GracefulShutdown clears sayClose for its last fifth. Then
+// Shutdown stops to accept, sets sayClose again for those who are still there,
+// and waits for them. Last, it closes stopped.
+type draining struct {
+	drain    context.Context // ends with Drain, so that streams can follow it without a goroutine
+	endDrain context.CancelFunc
+	sayClose atomic.Bool   // responses carry Connection: close
+	changed  chan struct{} // wakes the one that waits for connections and requests to end
+	stopped  chan struct{} // closed when the server has stopped
+
+	drained        atomic.Int64 // requests that ended while draining
+	hijackedWaited atomic.Int64 // those of them that had hijacked
+
+	cancelShutdown context.CancelCauseFunc // ends the time of the one that runs; nil before Shutdown or Close; guarded by mu
+	report         shutdownReport          // guarded by mu
+}
+
+func (d *draining) isDraining() bool { return d.drain.Err() != nil }
 
 // New returns a Server for cfg, which it copies, and applies cfg.Database. The
 // error names every faulty field: a missing Handler, an Address without a
@@ -377,11 +375,10 @@ func New(cfg *Config) (*Server, error) {
 	s := &Server{
 		address:   c.Address,
 		logger:    c.Logger,
-		changed:   make(chan struct{}, 1),
 		listeners: make(map[*drainListener]struct{}),
 		open:      make(map[net.Conn]bool),
-		ended:     make(chan struct{}),
 	}
+	s.changed, s.stopped = make(chan struct{}, 1), make(chan struct{})
 	s.drain, s.endDrain = context.WithCancel(context.Background())
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
@@ -479,17 +476,17 @@ func (s *Server) ListenAndServe() error {
 // Serve accepts connections on l, over TLS if the server has a certificate,
 // until the server is shut down or closed. It then returns nil, never
 // [http.ErrServerClosed], and not before the shutdown is done: a main that
-// returns after Serve cuts nothing short (golang/go#19579). Any other end is
+// returns after Serve aborts nothing (golang/go#19579). Any other end is
 // an error. Serve closes l. It may be called for several listeners at once.
 func (s *Server) Serve(l net.Listener) error {
 	s.checkMade()
 	s.prepare.Do(s.install)
 	dl := &drainListener{Listener: l, stopped: make(chan struct{})}
 	s.mu.Lock()
-	if s.hurry != nil {
+	if s.cancelShutdown != nil {
 		s.mu.Unlock()
 		l.Close()
-		<-s.ended
+		<-s.stopped
 		return nil
 	}
 	s.listeners[dl] = struct{}{}
@@ -508,10 +505,10 @@ func (s *Server) Serve(l net.Listener) error {
 	dl.Close() // net/http leaves it open where it fails before it accepts
 	s.mu.Lock()
 	delete(s.listeners, dl)
-	ending := s.hurry != nil
+	stopping := s.cancelShutdown != nil
 	s.mu.Unlock()
-	if ending {
-		<-s.ended
+	if stopping {
+		<-s.stopped
 		return nil
 	}
 	if errors.Is(err, http.ErrServerClosed) {
@@ -561,7 +558,7 @@ func (s *Server) install() {
 func (s *Server) trackConn(c net.Conn, state http.ConnState) {
 	switch state {
 	case http.StateActive, http.StateIdle:
-		if s.silent.Load() == 0 {
+		if s.newConns.Load() == 0 {
 			return // as for nearly every request
 		}
 	}
@@ -569,11 +566,11 @@ func (s *Server) trackConn(c net.Conn, state http.ConnState) {
 	switch state {
 	case http.StateNew:
 		s.open[c] = true
-		s.silent.Add(1)
+		s.newConns.Add(1)
 	default:
 		if s.open[c] {
 			s.open[c] = false
-			s.silent.Add(-1)
+			s.newConns.Add(-1)
 		}
 		if state == http.StateHijacked || state == http.StateClosed {
 			delete(s.open, c)
@@ -586,7 +583,7 @@ func (s *Server) trackConn(c net.Conn, state http.ConnState) {
 
 // notify wakes the shutdown that waits for connections and requests to end.
 func (s *Server) notify() {
-	if !s.isDrained.Load() {
+	if !s.isDraining() {
 		return
 	}
 	select {
@@ -596,16 +593,15 @@ func (s *Server) notify() {
 }
 
 // Drain tells clients to leave: the channel of [Draining] closes, [Health]
-// answers 503, and replies carry Connection: close, which on HTTP/2 becomes a
-// GOAWAY. Connections are still accepted and requests still answered, until
-// Shutdown or Close. Calling it again does nothing.
+// responds with 503, and responses carry Connection: close, which on HTTP/2
+// becomes a GOAWAY. Connections are still accepted and requests still served,
+// until Shutdown or Close. Calling it again does nothing.
 func (s *Server) Drain() {
 	s.checkMade()
-	s.drainOnce.Do(func() {
+	if !s.isDraining() {
 		s.sayClose.Store(true)
-		s.isDrained.Store(true)
 		s.endDrain()
-	})
+	}
 }
 
 // Draining returns a channel that is closed when the server begins to drain, for
@@ -616,18 +612,19 @@ func (s *Server) Draining() <-chan struct{} {
 	return s.drain.Done()
 }
 
-// Shutdown drains, stops to accept, waits until every request is answered and
-// every handler has returned, and returns nil. If ctx ends first, the contexts
-// of the requests that are left are cancelled with a cause, their connections
-// are closed, and the error says how many and wraps [context.Cause] of ctx.
-// Handlers that a [Timeout] has answered for are waited for, and so are those
-// that have hijacked their connection, which is left alone. A handler must not
-// call Shutdown and wait: it would be for itself.
+// Shutdown drains, stops to accept, waits until every handler has returned and
+// its response is sent, and returns nil. If ctx ends first, Shutdown cancels the
+// contexts of the requests that are left, with a cause, and closes their
+// connections; the error says how many and wraps [context.Cause] of ctx. It waits
+// for handlers that a [Timeout] has left behind too, and for those that have
+// hijacked their connection, which it leaves alone. A handler must not call
+// Shutdown and wait: it would be for itself.
 //
 // Shutdown has no delay and runs no hooks: that is [GracefulShutdown], which a
 // service behind a load balancer wants. Shutdown may be called before Serve,
-// together with Close, and more than once: each call returns when the server
-// has stopped, with the same result, and the first context that ends cuts.
+// together with Close, and more than once. Each call returns when the server
+// has stopped, with the same result; the first context that ends is the one that
+// counts.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.checkMade()
 	report := s.shutdown(ctx)
@@ -660,12 +657,12 @@ var errShutdown = errors.New("conduit: Shutdown: out of time")
 func (s *Server) shutdown(ctx context.Context) shutdownReport {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	if hurry := s.begin(cancel); hurry != nil {
+	if cancelFirst := s.claimShutdown(cancel); cancelFirst != nil {
 		select {
-		case <-s.ended:
+		case <-s.stopped:
 		case <-ctx.Done():
-			hurry(context.Cause(ctx))
-			<-s.ended
+			cancelFirst(context.Cause(ctx))
+			<-s.stopped
 		}
 		s.mu.Lock()
 		defer s.mu.Unlock()
@@ -687,15 +684,15 @@ func (s *Server) shutdown(ctx context.Context) shutdownReport {
 	phase(&report.lingering)
 
 	s.closeNewConns()
-	stopped := make(chan struct{})
+	closed := make(chan struct{})
 	go func() {
 		// It waits for the accept loops without a deadline, and one of them
 		// may wait for a connection to be closed.
 		s.http.Shutdown(ctx)
-		close(stopped)
+		close(closed)
 	}()
 	select {
-	case <-stopped:
+	case <-closed:
 	case <-ctx.Done():
 	}
 	// A handler may outlive its connection on HTTP/2, and its request behind a
@@ -708,37 +705,36 @@ func (s *Server) shutdown(ctx context.Context) shutdownReport {
 		report.cause = context.Cause(ctx)
 		s.cut(errShutdown, resetConn)
 	}
-	<-stopped
+	<-closed
 	phase(&report.waiting)
 
 	s.mu.Lock()
 	s.report = report
 	s.mu.Unlock()
 	s.cancelRequests(http.ErrServerClosed)
-	s.end()
+	s.stop()
 	return report
 }
 
-// end says that the server has stopped. What atEnd closes, the Profiler of
+// stop says that the server has stopped. What atEnd closes, the Profiler of
 // NewProfilingServer, is closed by then.
-func (s *Server) end() {
+func (s *Server) stop() {
 	if s.atEnd != nil {
 		s.atEnd()
 	}
-	close(s.ended)
+	close(s.stopped)
 }
 
-// begin returns nil to the first that stops the server, who closes s.ended
-// when that is done, and to others the function that ends the first one's
-// time.
-func (s *Server) begin(hurry context.CancelCauseFunc) context.CancelCauseFunc {
+// claimShutdown returns nil to the first that stops the server, who calls stop
+// when that is done, and to others the function that ends the first one's time.
+func (s *Server) claimShutdown(cancel context.CancelCauseFunc) (cancelFirst context.CancelCauseFunc) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	first := s.hurry
-	if first == nil {
-		s.hurry = hurry
+	cancelFirst = s.cancelShutdown
+	if cancelFirst == nil {
+		s.cancelShutdown = cancel
 	}
-	return first
+	return cancelFirst
 }
 
 // stopAccepting closes the listeners once they have handed over what was
@@ -760,25 +756,24 @@ func (s *Server) stopAccepting(ctx context.Context) {
 }
 
 const (
-	lingerMax    = 250 * time.Millisecond
-	lingerSilent = 100 * time.Millisecond
+	lingerMax = 250 * time.Millisecond
+	lingerNew = 100 * time.Millisecond
 )
 
 // linger waits for connections to end of themselves. net/http drops a request
-// that it reads after its Shutdown has begun, so whoever is about to send one
-// is given the time to, and is told to close in the reply. Connections from
-// which nothing has been read may have their first request under way; where
-// only such ones are left, 100 ms are enough for it, unless it has to shake
-// hands first.
+// that it reads after its Shutdown has begun, so a client that is about to send
+// one is given the time to, and is told to close in the response. The first
+// request of a new connection may be under way. Where only new ones are left, 100
+// ms are enough for it, unless it has to shake hands first.
 func (s *Server) linger(ctx context.Context) {
 	all, cancel := context.WithTimeout(ctx, lingerMax)
 	defer cancel()
-	first, cancelFirst := context.WithTimeout(all, lingerSilent)
+	first, cancelFirst := context.WithTimeout(all, lingerNew)
 	defer cancelFirst()
 	s.wait(first, func() bool { return s.conns.Load() == 0 })
 	s.wait(all, func() bool {
 		conns := s.conns.Load()
-		return conns == 0 || !s.secure && conns == s.silent.Load()
+		return conns == 0 || !s.secure && conns == s.newConns.Load()
 	})
 }
 
@@ -796,8 +791,8 @@ func (s *Server) wait(ctx context.Context, done func() bool) {
 
 // closeNewConns closes the connections from which no request was read.
 func (s *Server) closeNewConns() {
-	for c, silent := range s.openConns() {
-		if silent {
+	for c, isNew := range s.openConns() {
+		if isNew {
 			c.Close()
 		}
 	}
@@ -835,16 +830,16 @@ func (s *Server) cancelRequests(cause error) {
 // when the server has stopped. More than once is harmless.
 func (s *Server) Close() error {
 	s.checkMade()
-	if hurry := s.begin(func(error) {}); hurry != nil {
-		hurry(http.ErrServerClosed)
-		<-s.ended
+	if cancelFirst := s.claimShutdown(func(error) {}); cancelFirst != nil {
+		cancelFirst(http.ErrServerClosed)
+		<-s.stopped
 		return nil
 	}
 	s.Drain()
 	// Not by resets: what a client has not read yet of a whole response is to
 	// arrive.
 	err := s.cut(http.ErrServerClosed, func(c net.Conn) { c.Close() })
-	s.end()
+	s.stop()
 	return err
 }
 
@@ -935,12 +930,7 @@ type certificateFiles struct {
 func newCertificateFiles(certFile, keyFile string, logger *slog.Logger) (*certificateFiles, error) {
 	c := &certificateFiles{certFile: certFile, keyFile: keyFile, logger: logger}
 	c.checked, c.seen = time.Now(), c.stat()
-	cert, err := c.load()
-	if err != nil {
-		return nil, err
-	}
-	c.current.Store(cert)
-	return c, nil
+	return c, c.load()
 }
 
 func (c *certificateFiles) stat() (infos [2]os.FileInfo) {
@@ -952,23 +942,31 @@ func (c *certificateFiles) stat() (infos [2]os.FileInfo) {
 	return infos
 }
 
-func (c *certificateFiles) load() (*tls.Certificate, error) {
-	certPEM, certErr := os.ReadFile(c.certFile)
-	if certErr != nil {
-		certErr = fmt.Errorf("conduit: CertFile: %w", certErr)
+// load reads the files whose infos stat has returned. A pipe, which may never
+// end, is not read.
+func (c *certificateFiles) load() error {
+	var pems [2][]byte
+	var faults faultList
+	for i, file := range []struct{ field, name string }{{"CertFile", c.certFile}, {"KeyFile", c.keyFile}} {
+		if info := c.seen[i]; info != nil && !info.Mode().IsRegular() {
+			faults.add("%s: %s: is not a regular file", file.field, file.name)
+			continue
+		}
+		var err error
+		if pems[i], err = os.ReadFile(file.name); err != nil {
+			faults.add("%s: %w", file.field, err)
+		}
 	}
-	keyPEM, keyErr := os.ReadFile(c.keyFile)
-	if keyErr != nil {
-		keyErr = fmt.Errorf("conduit: KeyFile: %w", keyErr)
+	if len(faults) > 0 {
+		return errors.Join(faults...)
 	}
-	if err := errors.Join(certErr, keyErr); err != nil {
-		return nil, err
-	}
-	cert, err := tls.X509KeyPair(certPEM, keyPEM)
+
+	cert, err := tls.X509KeyPair(pems[0], pems[1])
 	if err != nil {
-		return nil, fmt.Errorf("conduit: CertFile, KeyFile: %s, %s: %w", c.certFile, c.keyFile, err)
+		return fmt.Errorf("conduit: CertFile, KeyFile: %s, %s: %w", c.certFile, c.keyFile, err)
 	}
-	return &cert, nil
+	c.current.Store(&cert)
+	return nil
 }
 
 // get is a tls.Config.GetCertificate. A handshake never waits for another one
@@ -992,26 +990,11 @@ func (c *certificateFiles) refresh() {
 		return
 	}
 	c.seen = seen
-	var cert *tls.Certificate
-	err := errors.Join(refuseIrregular("CertFile", c.certFile, seen[0]), refuseIrregular("KeyFile", c.keyFile, seen[1]))
-	if err == nil {
-		cert, err = c.load()
-	}
-	if err != nil {
+	if err := c.load(); err != nil {
 		c.logger.Error("certificate not reloaded, the old one stays in service", "err", err)
 		return
 	}
-	c.current.Store(cert)
 	c.logger.Info("certificate reloaded", "file", c.certFile)
-}
-
-// refuseIrregular returns an error for what a handshake must not read, such as a
-// pipe, which may never end.
-func refuseIrregular(field, name string, info os.FileInfo) error {
-	if info == nil || info.Mode().IsRegular() {
-		return nil // to read what is not there says why
-	}
-	return fmt.Errorf("conduit: %s: %s: is not a regular file", field, name)
 }
 
 // sameFile reports whether nothing suggests that the file was replaced or
@@ -1056,9 +1039,6 @@ func (h *serverHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	x := &exchange{ResponseWriter: w, incoming: r, server: h.server, outermost: true}
 	h.server.requests.Add(1)
 	defer x.finish()
-	if r.ProtoMajor == 2 {
-		growStack(false)
-	}
 	if h.options && r.RequestURI == "*" && r.Method == http.MethodOptions {
 		respondToOptions(x, r)
 	} else {
@@ -1074,23 +1054,6 @@ func respondToOptions(w http.ResponseWriter, r *http.Request) {
 	if r.ContentLength != 0 {
 		io.Copy(io.Discard, http.MaxBytesReader(w, r.Body, 4<<10))
 	}
-}
-
-// growStack has the goroutine's stack grow to the 8 KiB that a reply through
-// net/http needs, by the size of its own frame. A new one has 2, and to grow it
-// under a handler's frames, which are moved one by one, takes over a microsecond.
-// It is for goroutines that are made for one request.
-//
-//go:noinline
-func growStack(fill bool) (sum byte) {
-	if fill { // never: the frame counts, and is not to be optimized away
-		var frame [5 << 10]byte
-		for i := range frame {
-			frame[i] = sum
-			sum += frame[int(sum)*i%len(frame)] + 1
-		}
-	}
-	return sum
 }
 
 type serverKey struct{}
@@ -1262,8 +1225,8 @@ func runSafely(ctx context.Context, f func(context.Context) error) <-chan error 
 	return done
 }
 
-// onlyReads reports whether a request is a GET or a HEAD. It answers others with
-// 405.
+// onlyReads reports whether a request is a GET or a HEAD. It responds to others
+// with 405.
 func onlyReads(w http.ResponseWriter, r *http.Request) bool {
 	if r.Method == http.MethodGet || r.Method == http.MethodHead {
 		return true
@@ -1282,7 +1245,7 @@ type Middleware = func(http.Handler) http.Handler
 // The usual order is [RequestID], [Recovery], [Logging], [Timeout],
 // [Compression]: the log line then has the id, its status is the one that
 // Recovery sends for a panic, and what Compression still holds back when the
-// time is up does not count as a reply that has begun.
+// time is up does not count as a response that has begun.
 func Chain(mw ...Middleware) Middleware {
 	for i, m := range mw {
 		if m == nil {
@@ -1301,7 +1264,7 @@ func Chain(mw ...Middleware) Middleware {
 	}
 }
 
-// exchange is one request and its reply: the response writer that the
+// exchange is one request and its response: the response writer that the
 // middleware shares, and with RequestID the request's context too. The Server
 // makes one, or else the first middleware that needs it; each finds it by a
 // type assertion on its ResponseWriter and fills in its part. A context may
@@ -1347,12 +1310,24 @@ func exchangeOf(w http.ResponseWriter, r *http.Request) *exchange {
 	return x
 }
 
+// fullWriter is what net/http's own ResponseWriters are. The wrappers of this
+// package are it too, or they would hide something from a handler.
+type fullWriter interface {
+	http.ResponseWriter
+	http.Flusher
+	http.Hijacker
+	http.Pusher
+	io.ReaderFrom
+	io.StringWriter
+	FlushError() error
+	CloseNotify() <-chan bool
+	Unwrap() http.ResponseWriter // for [http.ResponseController]
+}
+
 var (
-	_ http.Flusher    = (*exchange)(nil)
-	_ http.Hijacker   = (*exchange)(nil)
-	_ http.Pusher     = (*exchange)(nil)
-	_ io.ReaderFrom   = (*exchange)(nil)
-	_ io.StringWriter = (*exchange)(nil)
+	_ fullWriter = (*exchange)(nil)
+	_ fullWriter = (*compressWriter)(nil)
+	_ fullWriter = (*timeoutWriter)(nil)
 )
 
 // unwrap returns the ResponseWriter inside of w, nil if w does not tell of one.
@@ -1370,13 +1345,13 @@ func (x *exchange) logger() *slog.Logger {
 	return slog.Default()
 }
 
-// errFinished is what a goroutine gets that a handler has left behind. Let
-// through, its write would reach another request's buffer (HTTP/1) or crash
-// the process (HTTP/2).
+// errFinished is the error of a goroutine that a handler has left behind. Its
+// write would reach another request's buffer (HTTP/1) or crash the process
+// (HTTP/2).
 var errFinished = errors.New("conduit: write after the handler has returned")
 
-// errCut is what a handler gets that goes on writing to a reply which was cut.
-var errCut = errors.New("conduit: write after the reply was cut")
+// errCut is the error of a handler that goes on writing to an aborted response.
+var errCut = errors.New("conduit: write after the response was aborted")
 
 // checkOpen returns the error with which a use is refused, nil if it is not.
 func (x *exchange) checkOpen() error {
@@ -1400,7 +1375,7 @@ func (x *exchange) Header() http.Header {
 	return x.ResponseWriter.Header()
 }
 
-// WriteHeader passes informational replies on and does not take them for the
+// WriteHeader passes informational responses on and does not take them for the
 // status (RFC 9110, Section 15.2).
 func (x *exchange) WriteHeader(status int) {
 	switch {
@@ -1458,50 +1433,52 @@ func (x *exchange) count(n int64) {
 }
 
 // ReadFrom keeps sendfile: net/http uses it only when the wrapper forwards
-// this method. A source that fails before its first byte leaves the header
-// unwritten, so that the handler can still answer with an error.
+// this method.
 func (x *exchange) ReadFrom(src io.Reader) (int64, error) {
-	if err := x.checkWrite(); err != nil {
-		return 0, err
-	}
 	rf, ok := x.ResponseWriter.(io.ReaderFrom)
 	if !ok {
 		return io.Copy(struct{ io.Writer }{x}, src)
 	}
+	var first int64
 	if x.status == 0 {
-		x.announceClose(http.StatusOK)
-	}
-	returned := false
-	defer func() {
-		if !returned && x.status == 0 {
-			x.status = http.StatusOK // the source has panicked, and nobody knows after how much
+		var more bool
+		var err error
+		if first, more, err = copyFirst(x, src); !more {
+			return first, err
 		}
-	}()
-	n, err := rf.ReadFrom(src)
-	returned = true
-	if n > 0 && x.status == 0 {
-		x.status = http.StatusOK
 	}
+	if err := x.start(); err != nil {
+		return first, err
+	}
+	n, err := rf.ReadFrom(src)
 	x.count(n)
-	x.flushed = err == nil && n > sniffLen // net/http passes the rest straight to the connection
-	return n, err
+	x.flushed = err == nil // net/http passes it straight to the connection
+	return first + n, err
+}
+
+// copyFirst copies the first bytes of a body, so that a source which fails at
+// once leaves the response unstarted, and one that panics later does not. It
+// reports whether there is more.
+func copyFirst(w io.Writer, src io.Reader) (n int64, more bool, err error) {
+	n, err = io.CopyN(struct{ io.Writer }{w}, src, sniffLen)
+	if err == io.EOF {
+		return n, false, nil
+	}
+	return n, err == nil, err
 }
 
 // Flush is FlushError for those who look for an [http.Flusher].
 func (x *exchange) Flush() { x.FlushError() }
 
 func (x *exchange) FlushError() error {
-	if err := x.checkWrite(); err != nil {
-		return err
+	if x.status == 0 && !canFlush(x.ResponseWriter) {
+		return http.ErrNotSupported // and nothing has started
 	}
-	if x.status == 0 {
-		x.announceClose(http.StatusOK)
+	if err := x.start(); err != nil {
+		return err
 	}
 	err := http.NewResponseController(x.ResponseWriter).Flush()
 	x.flushed = err == nil
-	if x.status == 0 && !errors.Is(err, http.ErrNotSupported) {
-		x.status = http.StatusOK
-	}
 	return err
 }
 
@@ -1560,23 +1537,15 @@ func (x *exchange) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	return conn, buf, err
 }
 
-// checkWrite is checkOpen for what is part of the response.
-func (x *exchange) checkWrite() error {
-	if x.hijacked {
-		return http.ErrHijacked
-	}
-	return x.checkOpen()
-}
-
 // start is what precedes a write.
 func (x *exchange) start() error {
-	if err := x.checkWrite(); err != nil {
-		return err
-	}
-	if x.status == 0 {
+	switch {
+	case x.hijacked:
+		return http.ErrHijacked
+	case x.status == 0 && x.checkOpen() == nil:
 		x.recordStatus(http.StatusOK)
 	}
-	return nil
+	return x.checkOpen()
 }
 
 // recordStatus notes that the header is about to be written with this status.
@@ -1606,7 +1575,7 @@ func (x *exchange) finish() {
 	if x.hijacked {
 		s.hijacked.Add(-1)
 	}
-	if s.isDrained.Load() {
+	if s.isDraining() {
 		s.drained.Add(1)
 		if x.hijacked {
 			s.hijackedWaited.Add(1)
@@ -1739,9 +1708,9 @@ func copyRequest(r *http.Request, ctx context.Context) http.Request {
 }
 
 // copyBack copies what a router and a handler have set on their copy of a
-// request to the one that the copy was made from: the pattern, for whoever
-// logs it, and the multipart form, whose temporary files net/http removes only
-// if it finds them on its own request (golang/go#58809).
+// request to the one that the copy was made from: the pattern, for the log, and
+// the multipart form, whose temporary files net/http removes only if it finds
+// them on its own request (golang/go#58809).
 func copyBack(r, copied *http.Request) {
 	r.Pattern = copied.Pattern
 	if r.MultipartForm == nil {
@@ -1767,14 +1736,14 @@ func patternOf(h http.Handler, r *http.Request) string {
 // requestIDField is the canonical name of the field that carries the id.
 const requestIDField = "X-Request-Id"
 
-// RequestID gives each request an id, for logs and for whoever reports a
-// fault: the incoming X-Request-ID if there is one only, and that is 1 to 128
-// characters of A-Z a-z 0-9 . _ -, and otherwise 26 random ones with at least
-// 128 bits of entropy. The reply carries it in X-Request-ID, [RequestIDFrom] and
-// [Logger] find it in the context.
+// RequestID gives each request an id, for logs and for people who report a
+// fault. It is the incoming X-Request-ID, if there is one only and that is 1 to
+// 128 characters of A-Z a-z 0-9 . _ -, and otherwise 26 random characters with at
+// least 128 bits of entropy. The response carries it in X-Request-ID.
+// [RequestIDFrom] and [Logger] find it in the context.
 //
-// The incoming one is the client's to choose, so an id is no proof of anything.
-// Where clients are not to choose, let the proxy in front set the header.
+// Clients choose the incoming id, so it proves nothing. If they are not to
+// choose, let the proxy in front set the field.
 func RequestID() Middleware {
 	return func(next http.Handler) http.Handler {
 		checkHandler("RequestID", next)
@@ -1830,8 +1799,8 @@ func RequestIDFrom(ctx context.Context) string {
 }
 
 // Recovery turns a panic of the handler into a 500 and a line in the log with
-// the panic's value and stack, neither of which the client sees. If the reply
-// has started it is cut instead, with [http.ErrAbortHandler], so that nobody
+// the panic's value and stack, neither of which the client sees. A response that
+// has started is aborted instead, with [http.ErrAbortHandler], so that no client
 // takes half a body for a whole one. ErrAbortHandler itself passes through
 // unlogged. A handler that ends its goroutine ([runtime.Goexit]) gets a 500 as
 // well.
@@ -1844,7 +1813,7 @@ func Recovery() Middleware {
 			returned := false
 			defer func() {
 				if !returned {
-					recovered(x, r, recover())
+					handlePanic(x, r, recover())
 				}
 			}()
 			next.ServeHTTP(x, r)
@@ -1853,9 +1822,9 @@ func Recovery() Middleware {
 	}
 }
 
-// recovered answers for a handler that panicked with this value, or that ended
-// its goroutine if the value is nil.
-func recovered(x *exchange, r *http.Request, value any) {
+// handlePanic responds for a handler that panicked with this value, or that
+// ended its goroutine if the value is nil.
+func handlePanic(x *exchange, r *http.Request, value any) {
 	if value == http.ErrAbortHandler {
 		panic(value)
 	}
@@ -1911,7 +1880,7 @@ var bodyFields = representationFields[:6]
 
 // clearRepresentation removes what a header says of a body that is not sent:
 // an error in its place is neither compressed nor to be kept, and has another
-// name. The type is for whoever writes the error.
+// name. The type is set by the code that writes the error.
 func clearRepresentation(h http.Header) {
 	for _, field := range representationFields {
 		delete(h, field)
@@ -1933,10 +1902,10 @@ func (p *panicError) Unwrap() error {
 	return err
 }
 
-// carryPanic returns what to panic with on another goroutine. It must be
+// wrapPanic returns what to panic with on another goroutine. It must be
 // called on the one that panicked, before that unwinds. ErrAbortHandler stays
 // as it is, since net/http compares it.
-func carryPanic(value any) any {
+func wrapPanic(value any) any {
 	if _, ok := value.(*panicError); ok || value == http.ErrAbortHandler {
 		return value
 	}
@@ -1974,7 +1943,7 @@ func Logging() Middleware { return LoggingWith(nil) }
 // known length that was written and flushed before is whole.
 //
 // It belongs outside [Timeout]: inside, it sees the handler's end and not the
-// reply that the client got.
+// response that the client got.
 //
 // A nil cfg logs every request.
 func LoggingWith(cfg *LoggingConfig) Middleware {
@@ -2179,49 +2148,50 @@ func (c *CompressionConfig) compresses(contentType string) bool {
 	})
 }
 
-// Compression codes text replies from 1 KiB on with gzip for clients that
-// accept it. See [CompressionWith].
+// Compression compresses text from 1 KiB on with gzip for clients that accept
+// it. See [CompressionWith].
 func Compression() Middleware { return CompressionWith(nil) }
 
-// CompressionWith codes replies with gzip where the client accepts it
-// ([RFC 9110, Section 12.5.3]), the media type is one that shrinks, and the
-// body has a minimal size. Text shrinks by 60 to 80 percent.
+// CompressionWith compresses responses with the content coding that the client
+// prefers ([RFC 9110, Section 12.5.3]), if the media type is one that shrinks and
+// the body has a minimal size. Text shrinks by 60 to 80 percent.
 //
-// The first bytes of a body are held back until that is decided: at MinSize,
-// when the handler returns, or at once when it flushes or has set a
-// Content-Length. A handler that flushes has its body coded however small it
-// is, unless it has set a Content-Length below MinSize, and each flush reaches
-// the client. A Content-Type that the handler has not set is found out from the
-// first 512 bytes, as net/http does; a reply that is flushed before it has any
-// is not coded.
+// The first bytes of a body are held back until that is decided: at MinSize, when
+// the handler returns, or at once if it flushes, declares a Trailer or has set a
+// Content-Length. A handler that flushes has its body compressed however small it
+// is, unless it has set a Content-Length below MinSize, and each flush reaches the
+// client. A Content-Type that the handler has not set is detected from the first
+// 512 bytes, as net/http does; a response that is flushed before it has any is not
+// compressed. A field that is set after WriteHeader, while the body is held back,
+// may still reach the client.
 //
-// These are left alone: replies without a body, parts (206), event streams,
+// These stay as they are: responses without a body, parts (206), event streams,
 // bodies that have a Content-Encoding already or a digest of their bytes, and
-// what Cache-Control: no-transform forbids to change. A handler that does not
-// want its reply coded sets Content-Encoding: identity, which is not sent. What
-// is not coded is sent by sendfile where it could be without Compression, but
-// for its first 4 KiB if the handler leaves WriteHeader to the first of them.
+// responses with Cache-Control: no-transform. A handler opts out by
+// Content-Encoding: identity, which is removed. Sendfile sends what stays as it
+// is, except the first 4 KiB if the handler has not called WriteHeader before.
 //
-// A reply that could have been coded has Vary: Accept-Encoding, whether it was
-// or not. A coded one has neither the handler's Content-Length nor
-// Accept-Ranges, and a strong ETag becomes weak; a 304 that answers for the
-// weak one has it too. If-Match never matches a weak tag (RFC 9110, Section
-// 13.1.1): a handler whose resource is updated under If-Match opts out. HEAD
-// gets the header of GET where the handler sets Content-Type and Content-Length
-// or writes the body. Dates cannot be weakened: a client that resumes a coded
-// reply by If-Range with its Last-Modified, where there is no ETag, gets bytes
+// A response that could have been compressed has Vary: Accept-Encoding, whether it
+// was or not. A compressed one has neither the handler's Content-Length nor
+// Accept-Ranges, and a strong ETag becomes weak; so does that of a 304 to a client
+// with the weak one. If-Match with a weak tag never matches (RFC 9110, Section
+// 13.1.1): a client that edits a resource must ask for it without compression.
+// HEAD gets the header of GET if the handler sets Content-Type and Content-Length
+// or writes the body. Dates cannot be weakened: a client that resumes a compressed
+// response by If-Range with its Last-Modified, where there is no ETag, gets bytes
 // that do not fit.
 //
-// A reply whose handler panics, or writes less than the Content-Length it has
-// set, is cut, so that nobody takes a part for the whole.
+// A response whose handler panics, or writes less than the Content-Length it has
+// set, is aborted, so that no client takes a part for the whole.
 //
-// How well a reply shrinks tells something of what is in it. Do not code one
-// that holds a secret beside text which a stranger can choose (BREACH).
+// The size of a compressed response tells something of its content. Do not
+// compress one that holds a secret beside text which a stranger can choose
+// (BREACH).
 //
 // Compression belongs inside [Logging], which then counts the bytes that were
-// sent, and best inside [Timeout] too. CompressionWith panics, naming the
-// field, on a Level that gzip does not have and on a malformed pattern in Types.
-// A nil cfg is all defaults.
+// sent, and best inside [Timeout] too. CompressionWith panics, naming the field,
+// on a Level that gzip does not have, a malformed pattern in Types and a faulty
+// Encoder. A nil cfg is all defaults.
 //
 // [RFC 9110, Section 12.5.3]: https://www.rfc-editor.org/rfc/rfc9110#section-12.5.3
 func CompressionWith(cfg *CompressionConfig) Middleware {
@@ -2286,14 +2256,6 @@ type compressWriter struct {
 	text        strings.Reader
 }
 
-var (
-	_ http.Flusher    = (*compressWriter)(nil)
-	_ http.Hijacker   = (*compressWriter)(nil)
-	_ http.Pusher     = (*compressWriter)(nil)
-	_ io.ReaderFrom   = (*compressWriter)(nil)
-	_ io.StringWriter = (*compressWriter)(nil)
-)
-
 const (
 	compressBufferSize = 4 << 10
 	sniffLen           = 512 // as much as http.DetectContentType looks at
@@ -2351,8 +2313,9 @@ func (z *compressWriter) writeHeader() {
 func (z *compressWriter) decide(status int) int {
 	h := z.ResponseWriter.Header()
 	z.declared = -1
-	if h.Get("Content-Encoding") == "identity" { // the handler's wish, and no coding (RFC 9110, Section 8.4)
+	if h.Get("Content-Encoding") == "identity" { // the handler opts out, and that is no coding
 		delete(h, "Content-Encoding")
+		disableCompression(z.ResponseWriter)
 		return compressPlain
 	}
 	switch status {
@@ -2758,8 +2721,8 @@ func parseWeight(s string) int {
 const eventStream = "text/event-stream"
 
 // compressible reports whether bodies of a media type, with or without
-// parameters, shrink when they are coded. An event stream would too, but what
-// lies between may hold back what it cannot read.
+// parameters, shrink. An event stream would too, but proxies hold back what they
+// cannot read.
 func compressible(contentType string) bool {
 	switch t := mediaType(contentType); t {
 	case eventStream:
@@ -2785,14 +2748,14 @@ func mediaType(contentType string) string {
 	return strings.ToLower(textproto.TrimString(t))
 }
 
-// These are shared by replies and never written to.
+// These are shared by responses and never written to.
 var (
 	varyAcceptEncoding = []string{"Accept-Encoding"}
 	nosniffValue       = []string{"nosniff"}
 )
 
 // addVary adds a field name to Vary unless it is there. The values that are
-// there may be shared with other replies.
+// there may be shared with other responses.
 func addVary(h http.Header, field string) {
 	vary := h["Vary"]
 	switch {
@@ -2859,7 +2822,7 @@ func gzipWriter(dst io.Writer, level int) *gzip.Writer {
 func putGzipWriter(z *gzip.Writer, level int) { gzipWriters[level].Put(z) }
 
 // releaseTimeout lifts every Timeout around w, just before the first byte of a
-// reply that outlives them by nature. False means that one has fired, and
+// response that outlives them by nature. False means that one has fired, and
 // nothing may be written. It finds timeout.go's by their method releaseTimeout,
 // and the slowWriter of pprof.go, for which the request then ends.
 func releaseTimeout(w http.ResponseWriter) bool {
@@ -2871,11 +2834,11 @@ func releaseTimeout(w http.ResponseWriter) bool {
 	return true
 }
 
-// muteReply cuts a reply that has begun: the client sees that it is not whole,
-// and what the handler still writes, an error's text for one, goes nowhere. It
-// reports whether the connection is cut, which it is not where no deadline can be
-// set. One in the past resets an HTTP/2 stream at once, and on HTTP/1 has
-// net/http's last flush fail, and the connection closed.
+// muteReply aborts a response that has started: the client sees that it is not
+// whole, and what the handler still writes, an error's text for one, goes
+// nowhere. It reports whether that is certain, which it is not where no deadline
+// can be set. One in the past resets an HTTP/2 stream at once. On HTTP/1 it makes
+// net/http's last flush fail, and net/http closes the connection.
 func muteReply(w http.ResponseWriter) bool {
 	err := http.NewResponseController(w).SetWriteDeadline(time.Unix(1, 0))
 	for ; w != nil; w = unwrap(w) {
@@ -2887,16 +2850,16 @@ func muteReply(w http.ResponseWriter) bool {
 	case err == nil:
 		return true
 	case errors.Is(err, errCut), errors.Is(err, errFinished), errors.Is(err, http.ErrHandlerTimeout): // ErrTimeout is that
-		return true // the reply had ended before
+		return true // the response had ended before
 	case errors.Is(err, net.ErrClosed), errors.Is(err, io.ErrClosedPipe):
 		return true // and so had the connection
 	}
 	return false
 }
 
-// replyBegun reports whether a status has been chosen for the reply, as far as
+// replyBegun reports whether a status has been chosen for the response, as far as
 // the wrappers of this package know. It asks timeout.go's by their method
-// replyBegun, and goes no further: what is around them may be in use.
+// replyBegun, and goes no further: the writers around them may be in use.
 func replyBegun(w http.ResponseWriter) bool {
 	for ; w != nil; w = unwrap(w) {
 		switch x := w.(type) {
@@ -2916,7 +2879,7 @@ func replyBegun(w http.ResponseWriter) bool {
 }
 
 // cutReply is muteReply for a handler's own goroutine. It panics with
-// [http.ErrAbortHandler] where nothing else cuts the reply of a server.
+// [http.ErrAbortHandler] where nothing else aborts the response of a server.
 func cutReply(w http.ResponseWriter, r *http.Request) {
 	if !muteReply(w) && r.Context().Value(http.ServerContextKey) != nil {
 		panic(http.ErrAbortHandler)
@@ -2999,21 +2962,21 @@ func canFlush(w http.ResponseWriter) bool {
 	return false
 }
 
-// rollingDeadline moves the connection's write deadline along with a reply
-// that may last longer than WriteTimeout: armed before a write, cleared once
-// that is flushed, so that a client which takes nothing is let go, and nobody
-// else. It must be cleared in between, for an armed deadline resets an HTTP/2
-// stream that is merely quiet.
+// rollingDeadline moves the connection's write deadline along with a response
+// that may last longer than WriteTimeout. It is armed before a write and cleared
+// once that is flushed, so that only a client which takes nothing is
+// disconnected. An armed deadline would reset an HTTP/2 stream that is merely
+// quiet.
 type rollingDeadline struct {
 	w         http.ResponseWriter
 	allowance time.Duration // for each write
 }
 
-// writeAllowance is the time that a client has to take each write of what lasts
-// longer than WriteTimeout, or has none.
+// writeAllowance is the time that a client has to take each write of a response
+// that may last longer than WriteTimeout.
 const writeAllowance = 15 * time.Second
 
-// replyGrace is how much later than the end of a request's time a reply may be
+// replyGrace is how much later than the end of a request's time a response may be
 // written that says so.
 const replyGrace = 5 * time.Second
 
@@ -3031,8 +2994,8 @@ func writeTimeoutOf(ctx context.Context) time.Duration {
 const writePiece = 64 << 10
 
 // write writes p, each piece of it under a deadline of its own. The last one
-// stays, for the flush. That a deadline cannot be set is ignored: where the
-// client has gone, the write fails too.
+// stays, for the flush. That a deadline cannot be set is ignored: if the client
+// has left, the write fails too.
 func (d rollingDeadline) write(p []byte) (n int, err error) {
 	for {
 		d.arm()

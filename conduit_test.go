@@ -2507,7 +2507,7 @@ func TestCompressionOptOut(t *testing.T) {
 		})
 		url := serve(t, newServer(t, &conduit.Config{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if optOut {
-				conduit.Compression()(handler).ServeHTTP(w, r)
+				conduit.Chain(conduit.Compression(), conduit.Compression())(handler).ServeHTTP(w, r)
 				return
 			}
 			handler.ServeHTTP(w, r)
@@ -2518,6 +2518,7 @@ func TestCompressionOptOut(t *testing.T) {
 			optOut = i == 1
 			got[i] = compressionGet(t, client, url, "GET", nil)
 			delete(got[i].header, "Date")
+			delete(got[i].header, "Vary") // an outer Compression knows nothing of the wish
 		}
 		if got[1].body != text || !maps.EqualFunc(got[1].header, got[0].header, slices.Equal) {
 			t.Errorf("%s: %q %v, without Compression %v", name, got[1].body, got[1].header, got[0].header)

@@ -23,7 +23,7 @@ type DatabaseConfig struct {
 	// DB is the pool to bound. Required.
 	DB *sql.DB
 
-	// MaxOpenConns is the most connections open at once, 100 by default; whoever
+	// MaxOpenConns is the most connections open at once, 100 by default. Who
 	// needs one more waits. Each process has a pool of its own, and a
 	// database bounds them together: 100 is all that a Postgres accepts unless
 	// it is told otherwise. Negative: no limit.
@@ -195,8 +195,8 @@ const saturationWait = 250 * time.Millisecond
 // A pool whose MaxOpenConns are all in use makes PingContext wait until its
 // context ends, as if the database were down. The check waits 250 milliseconds
 // for a connection, or half of what its context has left if that is less; its
-// error then wraps [ErrPoolSaturated]. The database may be well: whoever would
-// rather stay in rotation can tell by errors.Is.
+// error then wraps [ErrPoolSaturated]. The database may be well: a service
+// that would rather stay in rotation can tell by errors.Is.
 //
 // With a driver that has no [driver.Pinger], PingContext only looks whether
 // there is a connection, and a dead one is as good as another. The check sends

@@ -26,8 +26,8 @@ import (
 // otherwise: with it, too, a shorter Timeout is the only field to change.
 type ShutdownConfig struct {
 	// Timeout bounds a whole shutdown: delay, drain and hooks. 30 seconds by
-	// default. Whoever kills the process must wait longer: Kubernetes waits 30
-	// seconds unless it is told otherwise. Negative: requests may take as long
+	// default. The service manager must wait longer before it kills the process:
+	// Kubernetes waits 30 seconds unless it is told otherwise. Negative: requests may take as long
 	// as they like.
 	Timeout time.Duration
 
@@ -101,14 +101,14 @@ func (c *ShutdownConfig) withDefaults() (ShutdownConfig, error) {
 // GracefulShutdown runs a [Server] until it is told to stop and then stops it
 // without losing a request. In order:
 //
-//  1. Health answers 503, the channel of [Draining] closes. Connections are
-//     still accepted and requests answered.
-//  2. For four fifths of Delay every reply carries Connection: close, which is
+//  1. Health responds with 503, the channel of [Draining] closes. Connections
+//     are still accepted and requests served.
+//  2. For four fifths of Delay every response carries Connection: close, which is
 //     a GOAWAY on HTTP/2, so that clients and proxies leave.
-//  3. For the last fifth replies keep their connections again, so that nobody
+//  3. For the last fifth responses keep their connections again, so that nobody
 //     has a reason to dial.
 //  4. What is queued in the listener is accepted, then the listener closes.
-//  5. Replies carry Connection: close again for up to 250 ms, until no
+//  5. Responses carry Connection: close again for up to 250 ms, until no
 //     connection is left.
 //  6. Idle connections are closed, and requests that run are waited for. When
 //     the time is up, their contexts are cancelled and connections closed.

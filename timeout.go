@@ -38,15 +38,15 @@ func (timeoutError) Is(target error) bool {
 
 // TimeoutConfig configures [TimeoutWith].
 type TimeoutConfig struct {
-	// Duration is how long a handler may take to begin its reply and to end
+	// Duration is how long a handler may take to start its response and to end
 	// it. Required, at least a millisecond.
 	Duration time.Duration
 
-	// Status is the status of the reply that is sent for a late handler, 503
+	// Status is the status of the response that is sent for a late handler, 503
 	// by default. It must be an error, 400 to 599.
 	Status int
 
-	// Message is the body of that reply, the text of the status by default.
+	// Message is the body of that response, the text of the status by default.
 	Message string
 
 	// ContentType is its media type: application/json by default if Message
@@ -85,20 +85,20 @@ func (c *TimeoutConfig) withDefaults() (TimeoutConfig, error) {
 	return d, errors.Join(faults...)
 }
 
-// Timeout answers 503 for a handler that has not begun its reply after d, and
-// cuts the reply of one that has not ended it. See [TimeoutWith]. It panics if d
-// is less than a millisecond.
+// Timeout responds with 503 for a handler that has not started its response after
+// d, and aborts the response of one that has not ended it. See [TimeoutWith]. It
+// panics if d is less than a millisecond.
 func Timeout(d time.Duration) Middleware {
 	return TimeoutWith(&TimeoutConfig{Duration: d})
 }
 
 // FastTimeout is [Timeout] without the goroutine that it starts for each
-// request, at less than half the cost. It answers at the same moment, but it
+// request, at less than half the cost. It responds at the same moment, but it
 // cannot leave a handler behind. On HTTP/1 a timeout closes the connection when
-// the handler returns, and a started reply is cut only then. On HTTP/2 the reply
-// is delivered, but its stream ends when the handler returns, or a second after
-// the timeout with a reset, which clients take for an error. It suits handlers
-// that heed their context. It panics if d is less than a millisecond.
+// the handler returns, and a started response is aborted only then. On HTTP/2 the
+// response is delivered, but its stream ends when the handler returns, or a
+// second after the timeout with a reset, which clients take for an error. It suits
+// handlers that heed their context. It panics if d is less than a millisecond.
 func FastTimeout(d time.Duration) Middleware {
 	return TimeoutWith(&TimeoutConfig{Duration: d, Fast: true})
 }
@@ -107,30 +107,34 @@ func FastTimeout(d time.Duration) Middleware {
 //
 //   - the request's context is cancelled: its Err is
 //     [context.DeadlineExceeded], its cause [ErrTimeout];
-//   - a handler that has not begun its reply is answered for, with the status
-//     and the message of the configuration;
-//   - a reply that has begun is cut, with [http.ErrAbortHandler], so that no
-//     client takes a part for the whole;
+//   - a handler that has not started its response is responded for, with the
+//     status and the message of the configuration;
+//   - a response that has started is aborted, with [http.ErrAbortHandler], so that
+//     no client takes a part for the whole;
 //   - a handler that waits for the request's body is freed, and what it still
 //     writes is refused with ErrTimeout.
 //
 // Nothing is buffered: until then writes and flushes go straight through,
-// informational replies and sendfile too. The connection's write deadline is
-// moved to 5 seconds after the timeout where the server's WriteTimeout is
-// sooner, so that the reply for a late handler is delivered. A client that is
-// still sending its request then has half a second to read the response before
-// an HTTP/1 connection is closed. Hijacking the connection ends the timeout.
+// informational responses and sendfile too. If the server's WriteTimeout is sooner,
+// the connection's write deadline is moved to 5 seconds after the timeout, so that
+// its response is delivered. A client that is still sending its request then has
+// half a second to read it before an HTTP/1 connection is closed. Hijacking the
+// connection ends the timeout.
 //
 // The handler runs on a goroutine of its own unless Fast is set. A panic there
 // is taken to the serving goroutine, with its value and stack, where [Recovery]
 // finds it; one that comes too late is logged. A handler that ignores its
 // context runs on until it returns, and a shutdown of the [Server] waits for it.
+// Inside a router that uses its context again, as chi and echo do, such a handler
+// would read the parameters of another request: put the Timeout around the
+// router, or use Fast.
 //
 // A context that a handler derives with a later deadline than the timeout's has
-// no timer of its own, as with any context. If its reply is one that outlives the
-// timeout, such as a [Stream], that deadline never comes: to bound the reply, have
-// [time.AfterFunc] call the cancel function of [context.WithCancelCause] with
-// [context.DeadlineExceeded]. Without a cause it is taken for a client that has gone.
+// no timer of its own, as with any context. If its response is one that outlives
+// the timeout, such as a [Stream], that deadline never comes. To bound such a
+// response, have [time.AfterFunc] call the cancel function of
+// [context.WithCancelCause] with [context.DeadlineExceeded]: an end without a
+// cause is taken for a client that has left.
 //
 // TimeoutWith panics, naming each field, if cfg is nil, the Duration is less than
 // a millisecond or the Status is not an error.
@@ -155,7 +159,7 @@ type timeoutHandler struct {
 	TimeoutConfig
 	next                       http.Handler
 	body                       []byte
-	contentType, contentLength []string  // shared by all replies, never written to
+	contentType, contentLength []string  // shared by all responses, never written to
 	workers                    sync.Pool // of *timeoutWorker
 }
 
@@ -223,7 +227,7 @@ func (h *timeoutHandler) serveHere(t *timeoutWriter, k *timeoutWorker) {
 	defer func() {
 		t.end()
 		if !h.stop(k) {
-			<-k.done // the timer's goroutine may be at work on the reply
+			<-k.done // the timer's goroutine may be at work on the response
 		}
 		t.settle()
 		copyBack(t.original, &t.request)
@@ -289,7 +293,7 @@ func (k *timeoutWorker) serve() {
 	defer func() {
 		if !returned {
 			if value := recover(); value != nil {
-				t.panicked = carryPanic(value)
+				t.panicked = wrapPanic(value)
 			} else {
 				t.exited = true
 			}
@@ -300,7 +304,6 @@ func (k *timeoutWorker) serve() {
 		}
 		t.late()
 	}()
-	growStack(false)
 	t.handler.next.ServeHTTP(t, &t.request)
 	returned = true
 }
@@ -323,7 +326,7 @@ func (k *timeoutWorker) expire() {
 	}
 	defer func() {
 		if value := recover(); value != nil { // in somebody's ResponseWriter
-			t.panicked = carryPanic(value)
+			t.panicked = wrapPanic(value)
 		}
 		k.done <- struct{}{}
 	}()
@@ -369,7 +372,7 @@ type timeoutWriter struct {
 
 	panicked any  // what the handler, or a write of the timer's, panicked with
 	exited   bool // the handler ended its goroutine
-	aborted  bool // the timer found the reply begun
+	aborted  bool // the timer found the response begun
 }
 
 // extendWriteDeadline moves the connection's write deadline past the timeout's
@@ -436,7 +439,7 @@ func (t *timeoutWriter) WriteHeader(status int) {
 }
 
 // writeInformational sends the handler's header as it is now and takes it back
-// from the reply, which may yet be a timeout's.
+// from the response, which may yet be a timeout's.
 func (t *timeoutWriter) writeInformational(status int) {
 	if t.header == nil {
 		t.ResponseWriter.WriteHeader(status)
@@ -453,7 +456,7 @@ func (t *timeoutWriter) writeInformational(status int) {
 	replaceHeader(h, outer)
 }
 
-// commit makes the handler's header that of the reply. It is called with mu
+// commit makes the handler's header that of the response. It is called with mu
 // held, before anything is written.
 func (t *timeoutWriter) commit() error {
 	if t.started.Load() {
@@ -511,11 +514,9 @@ func (t *timeoutWriter) ReadFrom(src io.Reader) (int64, error) {
 	}
 	var first int64
 	if !t.started.Load() {
-		// A file that cannot be read must leave the response unstarted.
+		var more bool
 		var err error
-		if first, err = io.CopyN(struct{ io.Writer }{t}, src, sniffLen); err == io.EOF {
-			return first, nil
-		} else if err != nil {
+		if first, more, err = copyFirst(t, src); !more {
 			return first, err
 		}
 	}
@@ -573,7 +574,7 @@ func (t *timeoutWriter) Push(target string, opts *http.PushOptions) error {
 }
 
 // Hijack releases the timeout: what becomes of the connection is no longer a
-// reply.
+// response.
 func (t *timeoutWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -617,7 +618,7 @@ func (t *timeoutWriter) EnableFullDuplex() error {
 
 // releaseTimeout lifts the timeout for good and leaves the context alone. It
 // reports false if the timeout has fired, after which nothing may be written.
-// It takes no lock, for a released reply is usually inside a write.
+// It takes no lock, for a released response is usually inside a write.
 //
 // The function releaseTimeout in conduit.go calls it for what outlives a timeout
 // by nature.
@@ -625,7 +626,7 @@ func (t *timeoutWriter) releaseTimeout() bool {
 	return t.state.CompareAndSwap(timeoutRunning, timeoutReleased) || t.state.Load() != timeoutFired
 }
 
-// replyBegun reports whether the handler has begun its reply. The function
+// replyBegun reports whether the handler has begun its response. The function
 // replyBegun in conduit.go calls it.
 func (t *timeoutWriter) replyBegun() bool { return t.started.Load() }
 
