@@ -1327,7 +1327,6 @@ type fullWriter interface {
 var (
 	_ fullWriter = (*exchange)(nil)
 	_ fullWriter = (*compressWriter)(nil)
-	_ fullWriter = (*timeoutWriter)(nil)
 )
 
 // unwrap returns the ResponseWriter inside of w, nil if w does not tell of one.

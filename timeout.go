@@ -375,6 +375,8 @@ type timeoutWriter struct {
 	aborted  bool // the timer found the response begun
 }
 
+var _ fullWriter = (*timeoutWriter)(nil)
+
 // extendWriteDeadline moves the connection's write deadline past the timeout's
 // if it is sooner. net/http sets it anew for the next request.
 func (t *timeoutWriter) extendWriteDeadline() {

@@ -1,0 +1,232 @@
+// This file starts servers with other people's routers: chi, echo, gin, gorilla/mux
+// and ServeMux. It proves that the usual chain works around each of them and, but
+// for gin, inside, with late handlers, panics and compression, and which pattern the
+// log has then.
+
+package conformance
+
+import (
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/gin-gonic/gin"
+	"github.com/go-chi/chi/v5"
+	"github.com/gorilla/mux"
+	"github.com/labstack/echo/v4"
+
+	"example.com/conduit"
+)
+
+// routes are what each router has: a handler and the name of its parameter's
+// value. inside, when it is set, is a middleware of the router's.
+type routes struct {
+	user, late, panics func(w http.ResponseWriter, r *http.Request, id string)
+	inside             conduit.Middleware
+}
+
+// routers are the routers, with what Logging inside of them knows as the pattern.
+var routers = []struct {
+	name, pattern string
+	make          func(rs routes) http.Handler
+}{
+	{"ServeMux", "GET /users/{id}", func(rs routes) http.Handler {
+		m := http.NewServeMux()
+		handle := func(pattern string, h func(http.ResponseWriter, *http.Request, string)) {
+			m.Handle("GET "+pattern, within(rs.inside, func(w http.ResponseWriter, r *http.Request) { h(w, r, r.PathValue("id")) }))
+		}
+		handle("/users/{id}", rs.user)
+		handle("/late/{id}", rs.late)
+		handle("/panics/{id}", rs.panics)
+		return m
+	}},
+	{"chi", "/users/{id}", func(rs routes) http.Handler {
+		m := chi.NewRouter()
+		if rs.inside != nil {
+			m.Use(rs.inside)
+		}
+		handle := func(pattern string, h func(http.ResponseWriter, *http.Request, string)) {
+			m.Get(pattern, func(w http.ResponseWriter, r *http.Request) { h(w, r, chi.URLParam(r, "id")) })
+		}
+		handle("/users/{id}", rs.user)
+		handle("/late/{id}", rs.late)
+		handle("/panics/{id}", rs.panics)
+		return m
+	}},
+	{"gorilla/mux", "", func(rs routes) http.Handler {
+		m := mux.NewRouter()
+		if rs.inside != nil {
+			m.Use(mux.MiddlewareFunc(rs.inside))
+		}
+		handle := func(pattern string, h func(http.ResponseWriter, *http.Request, string)) {
+			m.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) { h(w, r, mux.Vars(r)["id"]) })
+		}
+		handle("/users/{id}", rs.user)
+		handle("/late/{id}", rs.late)
+		handle("/panics/{id}", rs.panics)
+		return m
+	}},
+	{"echo", "", func(rs routes) http.Handler {
+		m := echo.New()
+		if rs.inside != nil {
+			m.Use(echo.WrapMiddleware(rs.inside))
+		}
+		handle := func(pattern string, h func(http.ResponseWriter, *http.Request, string)) {
+			m.GET(pattern, func(c echo.Context) error {
+				h(c.Response(), c.Request(), c.Param("id"))
+				return nil
+			})
+		}
+		handle("/users/:id", rs.user)
+		handle("/late/:id", rs.late)
+		handle("/panics/:id", rs.panics)
+		return m
+	}},
+	{"gin", "", func(rs routes) http.Handler {
+		gin.SetMode(gin.ReleaseMode)
+		m := gin.New() // it takes no middleware of net/http's
+		handle := func(pattern string, h func(http.ResponseWriter, *http.Request, string)) {
+			m.GET(pattern, func(c *gin.Context) { h(c.Writer, c.Request, c.Param("id")) })
+		}
+		handle("/users/:id", rs.user)
+		handle("/late/:id", rs.late)
+		handle("/panics/:id", rs.panics)
+		return m
+	}},
+}
+
+func within(mw conduit.Middleware, h http.HandlerFunc) http.Handler {
+	if mw == nil {
+		return h
+	}
+	return mw(h)
+}
+
+// ask returns the status and the body of a response, and its header.
+func ask(t *testing.T, url string) (int, string, http.Header) {
+	t.Helper()
+	resp, err := http.Get(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatalf("%s: %v", url, err)
+	}
+	return resp.StatusCode, string(body), resp.Header
+}
+
+// lines is a log that is read while it is written.
+type lines struct {
+	mu  sync.Mutex
+	all strings.Builder
+}
+
+func (l *lines) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.all.Write(p)
+}
+
+func (l *lines) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.all.String()
+}
+
+func TestChainAroundEachRouter(t *testing.T) {
+	for _, router := range routers {
+		t.Run(router.name, func(t *testing.T) {
+			t.Parallel()
+			ended := make(chan string, 1)
+			h := router.make(routes{
+				user: func(w http.ResponseWriter, _ *http.Request, id string) {
+					w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+					io.WriteString(w, strings.Repeat(id+" ", 1000))
+				},
+				late: func(_ http.ResponseWriter, r *http.Request, id string) {
+					<-r.Context().Done()
+					ended <- id
+				},
+				panics: func(http.ResponseWriter, *http.Request, string) { panic("on purpose") },
+			})
+			var log lines
+			cfg := conduit.DefaultConfig(conduit.Chain(
+				conduit.RequestID(), conduit.Recovery(), conduit.Logging(), conduit.Timeout(100*time.Millisecond), conduit.Compression(),
+			)(h))
+			cfg.Logger = slog.New(slog.NewTextHandler(&log, nil))
+			srv := serve(t, cfg)
+
+			status, body, header := ask(t, srv.url+"/users/17")
+			if status != 200 || body != strings.Repeat("17 ", 1000) || header.Get("X-Request-Id") == "" || header.Get("Vary") != "Accept-Encoding" {
+				t.Errorf("%d, %d bytes, %v", status, len(body), header)
+			}
+			if status, _, _ := ask(t, srv.url+"/panics/1"); status != 500 {
+				t.Errorf("after a panic: %d, want 500", status)
+			}
+			if status, _, _ := ask(t, srv.url+"/late/18"); status != 503 {
+				t.Errorf("late: %d, want 503", status)
+			}
+			if id := <-ended; id != "18" {
+				t.Errorf("the late handler had the parameter %q", id)
+			}
+			for _, want := range []string{"path=/users/17 ", "path=/panics/1 ", "path=/late/18 "} {
+				eventually(t, "the log has a line with "+want, func() bool { return strings.Contains(log.String(), want) })
+			}
+		})
+	}
+}
+
+func TestPartsInsideEachRouter(t *testing.T) {
+	for _, router := range routers {
+		if router.name == "gin" {
+			continue // the chain goes around it
+		}
+		t.Run(router.name, func(t *testing.T) {
+			t.Parallel()
+			h := router.make(routes{
+				user: func(w http.ResponseWriter, _ *http.Request, id string) { io.WriteString(w, id) },
+				late: func(w http.ResponseWriter, r *http.Request, id string) {
+					<-r.Context().Done()
+					time.Sleep(time.Millisecond) // it goes on for a while
+				},
+				panics: func(http.ResponseWriter, *http.Request, string) { panic("on purpose") },
+				inside: conduit.Chain(conduit.RequestID(), conduit.Recovery(), conduit.Logging(), conduit.FastTimeout(100*time.Millisecond), conduit.Compression()),
+			})
+			var log lines
+			cfg := conduit.DefaultConfig(h)
+			cfg.Logger = slog.New(slog.NewTextHandler(&log, nil))
+			srv := serve(t, cfg)
+
+			var wg sync.WaitGroup
+			for range 4 {
+				wg.Go(func() {
+					if status, _, _ := ask(t, srv.url+"/late/x"); status != 503 {
+						t.Errorf("late: %d, want 503", status)
+					}
+				})
+			}
+			for i := range 100 {
+				want := fmt.Sprint(i)
+				if status, body, _ := ask(t, srv.url+"/users/"+want); status != 200 || body != want {
+					t.Errorf("%d %q, want 200 %q", status, body, want)
+				}
+			}
+			wg.Wait()
+			if status, _, _ := ask(t, srv.url+"/panics/1"); status != 500 {
+				t.Errorf("after a panic: %d, want 500", status)
+			}
+			want := fmt.Sprintf("pattern=%q ", router.pattern)
+			if !strings.Contains(router.pattern, " ") && router.pattern != "" {
+				want = "pattern=" + router.pattern + " "
+			}
+			eventually(t, "the log has a line with "+want, func() bool { return strings.Contains(log.String(), "path=/users/1 "+want) })
+		})
+	}
+}
