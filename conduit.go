@@ -1040,20 +1040,11 @@ func (h *serverHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h.server.requests.Add(1)
 	defer x.finish()
 	if h.options && r.RequestURI == "*" && r.Method == http.MethodOptions {
-		respondToOptions(x, r)
+		x.Header().Set("Content-Length", "0") // a ping (RFC 9110, Section 9.3.7)
 	} else {
 		h.next.ServeHTTP(x, r)
 	}
 	x.returned = true
-}
-
-// respondToOptions responds to OPTIONS *, the ping of HTTP (RFC 9110, Section
-// 9.3.7), as net/http does when it keeps the request from the handler.
-func respondToOptions(w http.ResponseWriter, r *http.Request) {
-	w.Header().Set("Content-Length", "0")
-	if r.ContentLength != 0 {
-		io.Copy(io.Discard, http.MaxBytesReader(w, r.Body, 4<<10))
-	}
 }
 
 type serverKey struct{}
@@ -1538,13 +1529,16 @@ func (x *exchange) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 
 // start is what precedes a write.
 func (x *exchange) start() error {
-	switch {
-	case x.hijacked:
+	if err := x.checkOpen(); err != nil {
+		return err
+	}
+	if x.hijacked {
 		return http.ErrHijacked
-	case x.status == 0 && x.checkOpen() == nil:
+	}
+	if x.status == 0 {
 		x.recordStatus(http.StatusOK)
 	}
-	return x.checkOpen()
+	return nil
 }
 
 // recordStatus notes that the header is about to be written with this status.
@@ -1607,27 +1601,22 @@ func (x *exchange) finishResponse() {
 // isAborted reports whether the client cannot have the whole response of a
 // handler that has returned. start and end are those of the request.
 func (x *exchange) isAborted(start, end time.Time) bool {
-	if x.muted.Load() {
+	head := x.incoming.Method == http.MethodHead
+	length := int64(0) // of the body, -1 if nothing says so
+	if !head && x.status != http.StatusNoContent && x.status != http.StatusNotModified {
+		length = contentLength(x.ResponseWriter.Header())
+	}
+	switch {
+	case x.muted.Load():
 		return true
-	}
-	if x.incoming.Method == http.MethodHead && x.status != 0 {
-		return false // on HTTP/2 its stream may end before its handler
-	}
-	length := x.bodyLength()
-	if x.flushed && 0 <= length && length <= x.bytes {
+	case head && x.status != 0: // on HTTP/2 its stream may end before its handler
+		return false
+	case x.flushed && 0 <= length && length <= x.bytes:
 		return false
 	}
-	// Failed writes have ended the context. Others have not happened yet: what
-	// is written last waits in net/http's buffer for the handler to return.
+	// A write that failed has ended the context. What was written last waits in
+	// net/http's buffer for the handler to return.
 	return x.bytes < length || x.incoming.Context().Err() != nil || x.isPastDeadline(start, end)
-}
-
-// bodyLength returns how long the body has to be, -1 if nothing says so.
-func (x *exchange) bodyLength() int64 {
-	if x.incoming.Method == http.MethodHead || x.status == http.StatusNoContent || x.status == http.StatusNotModified {
-		return 0
-	}
-	return contentLength(x.ResponseWriter.Header())
 }
 
 // contentLength returns the Content-Length in a header, -1 if it has none that
@@ -1672,11 +1661,7 @@ func (x *exchange) reset() {
 // that all is well.
 func resetConn(conn net.Conn) {
 	inner := conn
-	for {
-		c, ok := inner.(interface{ NetConn() net.Conn })
-		if !ok {
-			break
-		}
+	if c, ok := conn.(*tls.Conn); ok {
 		inner = c.NetConn()
 	}
 	if c, ok := inner.(interface{ SetLinger(sec int) error }); ok {
@@ -2045,9 +2030,6 @@ type CompressionConfig struct {
 	// prefers, and of several that it likes alike the first here, gzip last. One
 	// named gzip takes the place of what is built in.
 	Encoders []Encoder
-
-	encodings []*encoding // Encoders and gzip
-	codings   []string    // their names
 }
 
 // Encoder is a content coding for [CompressionConfig], made by a library of the
@@ -2105,28 +2087,26 @@ func (c *CompressionConfig) withDefaults() (CompressionConfig, error) {
 			faults.add("Types: %q: a media type has a slash", pattern)
 		}
 	}
-	d.addEncodings(&faults)
-	return d, errors.Join(faults...)
-}
-
-// addEncodings makes encodings of the Encoders and of gzip.
-func (c *CompressionConfig) addEncodings(faults *faultList) {
-	for i, e := range c.Encoders {
+	var codings []string
+	d.Encoders = slices.Clone(d.Encoders)
+	for i, e := range d.Encoders {
 		switch {
 		case !isCoding(e.Coding):
 			faults.add("Encoders: %d: Coding: %q is not the name of a coding in lower case", i+1, e.Coding)
-		case slices.Contains(c.codings, e.Coding):
+		case slices.Contains(codings, e.Coding):
 			faults.add("Encoders: %d: Coding: %q is there twice", i+1, e.Coding)
 		case e.New == nil:
 			faults.add("Encoders: %d: New: is required for %q", i+1, e.Coding)
 		}
-		c.encodings = append(c.encodings, &encoding{e, []string{e.Coding}, new(sync.Pool)})
-		c.codings = append(c.codings, e.Coding)
+		codings = append(codings, e.Coding)
 	}
-	if len(*faults) == 0 && !slices.Contains(c.codings, "gzip") {
-		c.encodings = append(c.encodings, &encoding{gzipEncoder(c.Level), gzipEncoding, &gzipWriters[c.Level]})
-		c.codings = append(c.codings, "gzip")
+	if !slices.Contains(codings, "gzip") {
+		d.Encoders = append(d.Encoders, Encoder{"gzip", func() EncodingWriter {
+			z, _ := gzip.NewWriterLevel(nil, d.Level)
+			return z
+		}})
 	}
+	return d, errors.Join(faults...)
 }
 
 // isCoding reports whether a name can be that of a coding which Accept-Encoding
@@ -2198,15 +2178,24 @@ func CompressionWith(cfg *CompressionConfig) Middleware {
 	if err != nil {
 		panic(err)
 	}
+	h := compressHandler{config: &c}
+	for _, e := range c.Encoders {
+		h.encodings = append(h.encodings, &encoding{Encoder: e, header: []string{e.Coding}})
+		h.codings = append(h.codings, e.Coding)
+	}
 	return func(next http.Handler) http.Handler {
 		checkHandler("Compression", next)
-		return &compressHandler{&c, next}
+		h := h
+		h.next = next
+		return &h
 	}
 }
 
 type compressHandler struct {
-	config *CompressionConfig
-	next   http.Handler
+	config    *CompressionConfig
+	encodings []*encoding
+	codings   []string // their names
+	next      http.Handler
 }
 
 func (h *compressHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -2215,8 +2204,8 @@ func (h *compressHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		config:         h.config,
 		request:        r,
 	}
-	if coding := negotiate(r.Header, h.config.codings...); coding != "" {
-		z.encoding = h.config.encodings[slices.Index(h.config.codings, coding)]
+	if coding := negotiate(r.Header, h.codings...); coding != "" {
+		z.encoding = h.encodings[slices.Index(h.codings, coding)]
 	}
 	if replyBegun(w) {
 		z.state = compressPlain
@@ -2782,8 +2771,8 @@ func hasMember(lines []string, member string) bool {
 // encoding is an [Encoder] and its idle writers.
 type encoding struct {
 	Encoder
-	header []string   // Coding as the value of a field, shared by responses and never written to
-	pool   *sync.Pool // of EncodingWriter
+	header []string  // Coding as the value of a field, shared by responses and never written to
+	pool   sync.Pool // of EncodingWriter
 }
 
 // get returns a writer to dst. It goes back to the pool once it is closed, and
@@ -2797,27 +2786,23 @@ func (e *encoding) get(dst io.Writer) EncodingWriter {
 	return z
 }
 
-// gzipWriters holds idle writers, of about 800 kB each, by level.
+// gzipWriters holds idle writers for files, of about 800 kB each, by level.
 var gzipWriters [gzip.BestCompression + 1]sync.Pool
 
 // gzipEncoding is shared by responses and never written to.
 var gzipEncoding = []string{"gzip"}
 
-// gzipEncoder returns the encoder of a level from 1 to 9 that is built in.
-func gzipEncoder(level int) Encoder {
-	return Encoder{Coding: "gzip", New: func() EncodingWriter {
-		z, _ := gzip.NewWriterLevel(nil, level)
-		return z
-	}}
-}
-
-// gzipWriter and putGzipWriter are for static.go.
-
+// gzipWriter returns a writer to dst of a level from 1 to 9.
 func gzipWriter(dst io.Writer, level int) *gzip.Writer {
-	e := encoding{Encoder: gzipEncoder(level), pool: &gzipWriters[level]}
-	return e.get(dst).(*gzip.Writer)
+	z, ok := gzipWriters[level].Get().(*gzip.Writer)
+	if !ok {
+		z, _ = gzip.NewWriterLevel(nil, level)
+	}
+	z.Reset(dst)
+	return z
 }
 
+// putGzipWriter takes back a writer that nobody else can be using any more.
 func putGzipWriter(z *gzip.Writer, level int) { gzipWriters[level].Put(z) }
 
 // releaseTimeout lifts every Timeout around w, just before the first byte of a
