@@ -155,6 +155,25 @@ func TimeoutWith(cfg *TimeoutConfig) Middleware {
 	}
 }
 
+// The states of a request under a Timeout, held by its timeoutWriter. It leaves
+// timeoutRunning once: the handler's end, a release and the timer race for it,
+// and the first one has its way.
+const (
+	timeoutRunning = iota
+
+	// Set by releaseTimeout and Hijack. The handler may take as long as it likes;
+	// timeoutEnded follows.
+	timeoutReleased
+
+	// Set when the handler has returned in time, by endInTime. Its response is
+	// completed, and what is written later passes through.
+	timeoutEnded
+
+	// Set by the timer. Nothing that the handler does reaches the client any more:
+	// the serving goroutine responds, or the timer's if the Timeout is Fast.
+	timeoutFired
+)
+
 type timeoutHandler struct {
 	TimeoutConfig
 	next                       http.Handler
@@ -179,29 +198,32 @@ func (h *timeoutHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	t.request = copyRequest(r, t)
 	t.extendWriteDeadline()
+
 	k := h.worker(t, now)
 	if h.Fast {
-		h.serveHere(t, k)
+		h.serveInline(t, k)
 	} else {
-		h.serveAside(t, k)
+		h.serveInGoroutine(t, k)
 	}
 }
 
-// serveAside runs the handler on a goroutine of its own, which it leaves
+// serveInGoroutine runs the handler on a goroutine of its own, which it leaves
 // behind if the time is up.
-func (h *timeoutHandler) serveAside(t *timeoutWriter, k *timeoutWorker) {
+func (h *timeoutHandler) serveInGoroutine(t *timeoutWriter, k *timeoutWorker) {
 	go k.run()
 	<-k.done
 	if t.state.Load() == timeoutFired {
-		h.markRoute(t)
-		if !t.answer() {
+		h.findPattern(t)
+		if !t.writeTimeoutResponse() {
 			panic(http.ErrAbortHandler)
 		}
 		return
 	}
+
 	h.stop(k)
-	t.settle()
+	t.waitForWrites()
 	copyBack(t.original, &t.request)
+
 	switch {
 	case t.panicked != nil:
 		panic(t.panicked)
@@ -211,9 +233,9 @@ func (h *timeoutHandler) serveAside(t *timeoutWriter, k *timeoutWorker) {
 	t.finish()
 }
 
-// markRoute asks the router again: the copy of the request that it has marked
+// findPattern asks the router again: the copy of the request that it has marked
 // is the handler's now.
-func (h *timeoutHandler) markRoute(t *timeoutWriter) {
+func (h *timeoutHandler) findPattern(t *timeoutWriter) {
 	r := t.original
 	probe := &http.Request{Method: r.Method, Host: r.Host, URL: &url.URL{Path: t.path}}
 	if pattern := patternOf(h.next, probe); pattern != "" {
@@ -221,16 +243,17 @@ func (h *timeoutHandler) markRoute(t *timeoutWriter) {
 	}
 }
 
-// serveHere runs the handler on this goroutine; the timer's answers for it.
-func (h *timeoutHandler) serveHere(t *timeoutWriter, k *timeoutWorker) {
+// serveInline runs the handler on this goroutine; the timer's responds for it.
+func (h *timeoutHandler) serveInline(t *timeoutWriter, k *timeoutWorker) {
 	returned := false
 	defer func() {
-		t.end()
+		t.endInTime()
 		if !h.stop(k) {
 			<-k.done // the timer's goroutine may be at work on the response
 		}
-		t.settle()
+		t.waitForWrites()
 		copyBack(t.original, &t.request)
+
 		switch {
 		case !returned:
 			return // a panic goes on
@@ -298,11 +321,11 @@ func (k *timeoutWorker) serve() {
 				t.exited = true
 			}
 		}
-		if t.end() {
+		if t.endInTime() {
 			k.done <- struct{}{}
 			return
 		}
-		t.late()
+		t.cleanUpLate()
 	}()
 	t.handler.next.ServeHTTP(t, &t.request)
 	returned = true
@@ -311,12 +334,12 @@ func (k *timeoutWorker) serve() {
 // expire is the timer's goroutine.
 func (k *timeoutWorker) expire() {
 	t := k.t
-	t.outlast(1) // before late can take it back
+	t.countAbandoned(1) // before cleanUpLate can take it back
 	fired := t.state.CompareAndSwap(timeoutRunning, timeoutFired)
 	if fired {
-		t.live().cancel(ErrTimeout)
+		t.cancellable().cancel(ErrTimeout)
 	} else {
-		t.outlast(-1)
+		t.countAbandoned(-1)
 	}
 	if !t.handler.Fast {
 		if fired {
@@ -331,23 +354,13 @@ func (k *timeoutWorker) expire() {
 		k.done <- struct{}{}
 	}()
 	if fired {
-		t.aborted = !t.answer()
+		t.aborted = !t.writeTimeoutResponse()
 	}
 }
 
-// The states of a timeoutWriter. It leaves timeoutRunning once: the timer, the
-// handler's end and a release race for it, and the first one has its way.
-const (
-	timeoutRunning  = iota
-	timeoutReleased // the handler may take as long as it likes
-	timeoutEnded    // the handler has ended
-	timeoutFired
-)
-
 // timeoutWriter is the handler's ResponseWriter and the context of its
 // request. It has a header map of its own, since a handler that was left
-// behind may still write to it, and lets nothing through to the ResponseWriter
-// inside once the middleware has returned.
+// behind may still write to it, and lets nothing of such a handler through.
 type timeoutWriter struct {
 	http.ResponseWriter
 	context.Context
@@ -372,7 +385,7 @@ type timeoutWriter struct {
 
 	panicked any  // what the handler, or a write of the timer's, panicked with
 	exited   bool // the handler ended its goroutine
-	aborted  bool // the timer found the response begun
+	aborted  bool // the timer found the response started
 }
 
 var _ fullWriter = (*timeoutWriter)(nil)
@@ -403,7 +416,7 @@ func (t *timeoutWriter) checkOpen() error {
 // releaseTimeout.
 func (t *timeoutWriter) Unwrap() http.ResponseWriter { return t.ResponseWriter }
 
-// Header returns the handler's own header, which begins as a copy of what the
+// Header returns the handler's own header, which starts as a copy of what the
 // middleware outside has set.
 func (t *timeoutWriter) Header() http.Header {
 	switch {
@@ -628,19 +641,20 @@ func (t *timeoutWriter) releaseTimeout() bool {
 	return t.state.CompareAndSwap(timeoutRunning, timeoutReleased) || t.state.Load() != timeoutFired
 }
 
-// replyBegun reports whether the handler has begun its response. The function
+// replyBegun reports whether the handler has started its response. The function
 // replyBegun in conduit.go calls it.
 func (t *timeoutWriter) replyBegun() bool { return t.started.Load() }
 
-// end notes that the handler has ended and reports whether that was in time.
-func (t *timeoutWriter) end() bool {
+// endInTime notes that the handler has ended and reports whether that was in
+// time.
+func (t *timeoutWriter) endInTime() bool {
 	return t.state.CompareAndSwap(timeoutRunning, timeoutEnded) ||
 		t.state.CompareAndSwap(timeoutReleased, timeoutEnded)
 }
 
-// settle waits for what goroutines of a handler that has ended are about to
-// write, and cancels its context.
-func (t *timeoutWriter) settle() {
+// waitForWrites waits for what goroutines of a handler that has ended are about
+// to write, and cancels its context.
+func (t *timeoutWriter) waitForWrites() {
 	t.control.Lock()
 	defer t.control.Unlock()
 	t.mu.Lock()
@@ -666,11 +680,11 @@ func (t *timeoutWriter) finish() {
 	t.started.Store(true)
 }
 
-// answer responds for a handler that is late. It reports false if the response
-// had started, which then has to be aborted. From the moment the state is
-// timeoutFired the handler starts no new write; here the one it may be in is
+// writeTimeoutResponse responds for a handler that is late. It reports false if
+// the response had started, which then has to be aborted. Since the state became
+// timeoutFired the handler starts no new write; the one that it may be in is
 // waited for.
-func (t *timeoutWriter) answer() bool {
+func (t *timeoutWriter) writeTimeoutResponse() bool {
 	t.control.Lock()
 	defer t.control.Unlock()
 	defer t.freeReader()
@@ -698,6 +712,7 @@ func (t *timeoutWriter) answer() bool {
 	case http1 && h.Fast:
 		header["Connection"] = []string{"close"}
 	}
+
 	// The response ends by its Content-Length, whatever the handler still does.
 	disableCompression(t.ResponseWriter)
 	t.ResponseWriter.WriteHeader(h.Status)
@@ -725,18 +740,18 @@ func (t *timeoutWriter) freeReader() {
 	}
 }
 
-// outlast counts the handlers that go on when their request has been answered,
-// for which a shutdown waits too: its hooks close what they use.
-func (t *timeoutWriter) outlast(n int64) {
+// countAbandoned counts the handlers that the timeout has left behind. A shutdown
+// waits for them too: its hooks close what they use.
+func (t *timeoutWriter) countAbandoned(n int64) {
 	if s := serverFrom(t.Context); s != nil && !t.handler.Fast {
 		s.requests.Add(n)
 		s.notify()
 	}
 }
 
-// late tidies up after a handler that has ended when nobody waited any more.
-func (t *timeoutWriter) late() {
-	defer t.outlast(-1)
+// cleanUpLate is the end of a handler that was left behind.
+func (t *timeoutWriter) cleanUpLate() {
+	defer t.countAbandoned(-1)
 	if p, ok := t.panicked.(*panicError); ok {
 		r := t.original
 		Logger(t.Context).LogAttrs(t.Context, slog.LevelError, "panic after a timeout",
@@ -754,7 +769,7 @@ func (t *timeoutWriter) late() {
 }
 
 // timeoutContext is the cancellable part of a timeoutWriter's context. It is
-// made when somebody asks for it: few handlers do, and it costs as much as the
+// made when it is asked for: few handlers do that, and it costs as much as the
 // rest of the timeout.
 type timeoutContext struct {
 	context.Context
@@ -764,7 +779,7 @@ type timeoutContext struct {
 
 type timeoutKey struct{}
 
-func (t *timeoutWriter) live() *timeoutContext {
+func (t *timeoutWriter) cancellable() *timeoutContext {
 	if c := t.context.Load(); c != nil {
 		return c
 	}
@@ -794,7 +809,7 @@ func (t *timeoutWriter) Deadline() (time.Time, bool) {
 // Done returns a channel other than that of the cancelled context inside, so
 // that contexts derived from this one ask it for its Err instead of taking
 // over [context.Canceled].
-func (t *timeoutWriter) Done() <-chan struct{} { return t.live().done }
+func (t *timeoutWriter) Done() <-chan struct{} { return t.cancellable().done }
 
 // Err is [context.DeadlineExceeded] after a timeout.
 func (t *timeoutWriter) Err() error {
@@ -821,5 +836,5 @@ func (t *timeoutWriter) Value(key any) any {
 // AfterFunc is what package context looks for in order to follow a context
 // that is not its own without a goroutine.
 func (t *timeoutWriter) AfterFunc(f func()) (stop func() bool) {
-	return context.AfterFunc(t.live().Context, f)
+	return context.AfterFunc(t.cancellable().Context, f)
 }
