@@ -247,6 +247,10 @@ func askDatabase(ctx context.Context, db *sql.DB) error {
 
 // takeConn is db.Conn that does not wait long for a pool that is full. Only
 // then: who need not queue may be dialling, which takes the time it takes.
+//
+// It has four outcomes: db.Conn's own, if its time was not limited or not up; the
+// pool is saturated, if it is full still; db.Conn once more, if there is room now
+// and what took too long was to dial; the end of ctx.
 func takeConn(ctx context.Context, db *sql.DB) (*sql.Conn, error) {
 	wait := ctx
 	if isFull(db) {
@@ -258,6 +262,7 @@ func takeConn(ctx context.Context, db *sql.DB) (*sql.Conn, error) {
 		wait, cancel = context.WithTimeout(ctx, limit)
 		defer cancel()
 	}
+
 	conn, err := db.Conn(wait)
 	switch {
 	case wait.Err() == nil || !errors.Is(err, context.DeadlineExceeded): // it may be a driver's own
@@ -265,7 +270,7 @@ func takeConn(ctx context.Context, db *sql.DB) (*sql.Conn, error) {
 	case isFull(db):
 		return nil, fmt.Errorf("%w: %d", ErrPoolSaturated, db.Stats().MaxOpenConnections)
 	case ctx.Err() == nil:
-		return db.Conn(ctx) // it was full no more, and what took too long was to dial
+		return db.Conn(ctx)
 	default:
 		return nil, err
 	}

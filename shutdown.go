@@ -217,22 +217,7 @@ func (g *GracefulShutdown) Run(ctx context.Context, l net.Listener) error {
 			served <- g.server.Serve(l)
 		}
 	}()
-
-	logger := g.server.logger
-	var serveErr error
-	stopped := false // without us
-	heard := 0       // signals
-	select {
-	case serveErr = <-served:
-		stopped = true
-	case sig := <-signals:
-		heard++
-		logger.Info("draining", "cause", sig.String())
-	case <-ctx.Done():
-		logger.Info("draining", "cause", context.Cause(ctx).Error())
-	case <-g.trigger:
-		logger.Info("draining", "cause", "Shutdown")
-	}
+	heard, stopped, serveErr := g.waitForCause(ctx, signals, served)
 
 	start := time.Now()
 	hurry, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
@@ -251,6 +236,7 @@ func (g *GracefulShutdown) Run(ctx context.Context, l net.Listener) error {
 	if !stopped {
 		serveErr = <-served
 	}
+
 	hooksStart := time.Now()
 	hooksErr := g.runHooks(context.WithoutCancel(ctx), start)
 
@@ -258,23 +244,47 @@ func (g *GracefulShutdown) Run(ctx context.Context, l net.Listener) error {
 	if serveErr != nil && g.server.Addr() == nil {
 		return err // it never served, and the error says all there is
 	}
-	level, attrs := slog.LevelInfo, []slog.Attr{
+	g.log(ctx, report, err,
+		slog.Duration("delay", delayed),
+		slog.Duration("hooks", time.Since(hooksStart)),
+		slog.Duration("duration", time.Since(start)),
+	)
+	return err
+}
+
+// waitForCause returns when there is one to shut down. heard is how many signals
+// were; stopped says that the server has stopped without us, with this error.
+func (g *GracefulShutdown) waitForCause(ctx context.Context, signals <-chan os.Signal, served <-chan error) (heard int, stopped bool, err error) {
+	logger := g.server.logger
+	select {
+	case err = <-served:
+		return 0, true, err
+	case sig := <-signals:
+		heard++
+		logger.Info("draining", "cause", sig.String())
+	case <-ctx.Done():
+		logger.Info("draining", "cause", context.Cause(ctx).Error())
+	case <-g.trigger:
+		logger.Info("draining", "cause", "Shutdown")
+	}
+	return heard, false, nil
+}
+
+// log logs what came of the shutdown.
+func (g *GracefulShutdown) log(ctx context.Context, report shutdownReport, err error, durations ...slog.Attr) {
+	level, attrs := slog.LevelInfo, append([]slog.Attr{
 		slog.Int64("drained", report.drained),
 		slog.Int64("cut", report.cut),
 		slog.Int64("hijacked_waited", report.hijackedWaited),
 		slog.Int64("hijacked_left", report.hijackedLeft),
-		slog.Duration("delay", delayed),
 		slog.Duration("accept", report.accepting),
 		slog.Duration("linger", report.lingering),
 		slog.Duration("wait", report.waiting),
-		slog.Duration("hooks", time.Since(hooksStart)),
-		slog.Duration("duration", time.Since(start)),
-	}
+	}, durations...)
 	if err != nil {
 		level, attrs = slog.LevelError, append(attrs, slog.Any("err", err))
 	}
-	logger.LogAttrs(ctx, level, "shutdown", attrs...)
-	return err
+	g.server.logger.LogAttrs(ctx, level, "shutdown", attrs...)
 }
 
 // Shutdown makes Run shut down, as a signal does, and returns at once. It may
