@@ -1168,6 +1168,11 @@ func (h *health) check(ctx context.Context) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	case <-run.Context.Done():
+	}
+	select {
+	case <-run.done: // which comes before the end of its context
+		return run.err
+	default:
 		return fmt.Errorf("conduit: Health: check %d has not returned in time", run.current.Load())
 	}
 }
