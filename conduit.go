@@ -2791,25 +2791,6 @@ func (e *encoding) get(dst io.Writer) EncodingWriter {
 	return z
 }
 
-// gzipWriters holds idle writers for files, of about 800 kB each, by level.
-var gzipWriters [gzip.BestCompression + 1]sync.Pool
-
-// gzipEncoding is shared by responses and never written to.
-var gzipEncoding = []string{"gzip"}
-
-// gzipWriter returns a writer to dst of a level from 1 to 9.
-func gzipWriter(dst io.Writer, level int) *gzip.Writer {
-	z, ok := gzipWriters[level].Get().(*gzip.Writer)
-	if !ok {
-		z, _ = gzip.NewWriterLevel(nil, level)
-	}
-	z.Reset(dst)
-	return z
-}
-
-// putGzipWriter takes back a writer that nobody else can be using any more.
-func putGzipWriter(z *gzip.Writer, level int) { gzipWriters[level].Put(z) }
-
 // releaseTimeout lifts every Timeout around w, just before the first byte of a
 // response that outlives them by nature. False means that one has fired, and
 // nothing may be written. It finds timeout.go's by their method releaseTimeout,

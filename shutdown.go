@@ -27,8 +27,8 @@ import (
 type ShutdownConfig struct {
 	// Timeout bounds a whole shutdown: delay, drain and hooks. 30 seconds by
 	// default. The service manager must wait longer before it kills the process:
-	// Kubernetes waits 30 seconds unless it is told otherwise. Negative: requests may take as long
-	// as they like.
+	// Kubernetes waits 30 seconds unless it is told otherwise. Negative: requests
+	// may take as long as they like.
 	Timeout time.Duration
 
 	// HookTimeout is the part of Timeout that is kept for the hooks, 5 seconds

@@ -3,6 +3,7 @@ package conduit
 import (
 	"bytes"
 	"cmp"
+	"compress/gzip"
 	"container/list"
 	"context"
 	"crypto/sha256"
@@ -84,11 +85,11 @@ import (
 //
 // The methods may be called from any goroutine.
 type FileServer struct {
-	config FileServerConfig
-	start  time.Time // what fileEntry.freshUntil counts from
-	cache  fileCache
-	looks  sync.Map    // the looks at files under way, by key
-	gone   atomic.Bool // Dir is missing, and that has been logged
+	config     FileServerConfig
+	start      time.Time // what fileEntry.freshUntil counts from
+	cache      fileCache
+	looks      sync.Map    // the looks at files under way, by key
+	dirMissing atomic.Bool // and that has been logged
 }
 
 // FileServerConfig configures [NewFileServerWith]. A zero field means the
@@ -231,6 +232,10 @@ func NewFileServerWith(cfg *FileServerConfig) (*FileServer, error) {
 
 // ServeHTTP answers a request for a file.
 func (f *FileServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	// serve answers with a file in memory, or a 304 for it. Ranges, other
+	// conditions and large files go on to serveContent. revalidate finds that a
+	// file has changed, serveContent that it has since the last look. serveError
+	// answers for a missing file.
 	if !onlyReads(w, r) {
 		return
 	}
@@ -343,6 +348,150 @@ func (f *FileServer) serveError(w http.ResponseWriter, r *http.Request, err erro
 	http.Error(w, http.StatusText(status), status)
 }
 
+// fileEntry is a file as it was read once, in each of its codings, with its
+// header ready. It does not change, but for what is atomic.
+//
+// An entry comes about in steps, a method each: lookup joins all who want the
+// same path; revalidate keeps an entry whose files have not changed; buildEntry
+// reads the file and those beside it; readFile reads one, and makes its tag;
+// openRegular opens it.
+type fileEntry struct {
+	key      string        // the path of the URL
+	variants []fileVariant // the first is the file itself
+	codings  []string      // of the others, in order of preference
+	sidecars []fs.FileInfo // of each of sidecarCodings, nil if there is none
+	stable   bool          // older than youngAge, and the same before and after it was read
+	private  bool          // Cache-Control has private or no-store, and stays for a version
+	varies   bool          // with Accept-Encoding
+	query    string        // "v=" and the version
+	modified time.Time     // zero if it is not known
+
+	contentType, lastModified, cacheControl []string
+
+	freshUntil atomic.Int64 // nanoseconds after FileServer.start
+
+	// The cache's.
+	lives atomic.Int32
+	cost  int64
+	place *list.Element
+}
+
+// fileVariant is a file in one coding, ready to be sent.
+type fileVariant struct {
+	name   string // of the file that has the bytes
+	info   fs.FileInfo
+	stable bool
+	tag    string // without quotes and coding: the version
+	ranges bool   // can be sent in parts
+	size   int64
+	body   []byte // nil if the bytes are to be sent from the file
+
+	etag, length, encoding []string
+}
+
+// fresh returns the entry of a key unless it is time to look at its file.
+func (f *FileServer) fresh(key string) *fileEntry {
+	e := f.cache.get(key)
+	if e == nil || int64(time.Since(f.start)) >= e.freshUntil.Load() {
+		return nil
+	}
+	return e
+}
+
+// lookup returns the fresh entry of a file for a key, reading the file if need
+// be. All who ask for the same key meanwhile share one look. An error beside an
+// entry says why that is an old one.
+func (f *FileServer) lookup(ctx context.Context, key, name string) (*fileEntry, error) {
+	if e := f.fresh(key); e != nil {
+		return e, nil
+	}
+	look, _ := f.looks.LoadOrStore(key, sync.OnceValues(func() (*fileEntry, error) {
+		defer f.looks.Delete(key)
+		return f.revalidate(ctx, key, name)
+	}))
+	return look.(func() (*fileEntry, error))()
+}
+
+func (f *FileServer) revalidate(ctx context.Context, key, name string) (*fileEntry, error) {
+	now, old := time.Now(), f.cache.get(key)
+	info, err := f.stat(name)
+	if !errors.Is(err, errNoDirectory) {
+		f.dirMissing.Store(false)
+	}
+
+	e := old
+	unchanged := err == nil && old != nil && old.stable && sameFile(info, old.variants[0].info) &&
+		slices.EqualFunc(f.sidecarsOf(name, info), old.sidecars, sameFile)
+	if err == nil && !unchanged {
+		// A substring would keep the whole request line in memory.
+		e, err = f.buildEntry(strings.Clone(key), strings.Clone(name))
+	}
+	if err != nil {
+		f.logError(ctx, name, err)
+		e = old // if the machine is at fault, what is in memory is still good
+		if isNotThere(err) {
+			e = nil
+		}
+	}
+	if e != nil {
+		f.keepFresh(e, now)
+	}
+	if e != old {
+		f.cache.put(key, e)
+	}
+	return e, err
+}
+
+var (
+	errIsDirectory = errors.New("is a directory")
+	errNoDirectory = errors.New("the directory cannot be opened") // Dir
+)
+
+// isNotThere reports whether an error means that there is no such file for the
+// client. Every other error is one of the machine or the file system.
+func isNotThere(err error) bool {
+	for _, target := range []error{
+		fs.ErrNotExist, fs.ErrPermission, fs.ErrInvalid, errIsDirectory,
+		syscall.ENOTDIR, syscall.ENAMETOOLONG, syscall.ELOOP, syscall.ENXIO, // a socket
+	} {
+		if errors.Is(err, target) {
+			return true
+		}
+	}
+	// Package os exports no values for these two.
+	text := err.Error()
+	return strings.HasSuffix(text, "path escapes from parent") || strings.HasSuffix(text, "not a directory")
+}
+
+// logError logs what an operator has to know: everything but a missing file. A
+// missing directory is logged once, until it is back.
+func (f *FileServer) logError(ctx context.Context, name string, err error) {
+	switch {
+	case !isNotThere(err):
+		// The machine or the file system is at fault.
+	case errors.Is(err, errNoDirectory):
+		if f.dirMissing.Swap(true) {
+			return
+		}
+	case !errors.Is(err, fs.ErrPermission):
+		return
+	}
+	Logger(ctx).LogAttrs(ctx, slog.LevelError, "file cannot be read",
+		slog.String("path", name), slog.String("err", err.Error()))
+}
+
+// keepFresh puts off the next look at a file.
+func (f *FileServer) keepFresh(e *fileEntry, now time.Time) {
+	until := int64(math.MaxInt64)
+	switch {
+	case f.config.Recheck >= 0:
+		until = int64(now.Add(f.config.Recheck).Sub(f.start))
+	case !e.stable:
+		until = int64(now.Add(youngAge).Sub(f.start))
+	}
+	e.freshUntil.Store(until)
+}
+
 // serve answers with a file. It allocates nothing for a file in memory, unless
 // the request has a Range, or a condition other than the tag or date of that
 // very entry.
@@ -444,6 +593,14 @@ func (e *fileEntry) cacheControlFor(query string) []string {
 	return e.cacheControl
 }
 
+// noCache returns the Cache-Control of what may change at once.
+func (e *fileEntry) noCache() []string {
+	if e.private {
+		return noStoreValue
+	}
+	return noCacheValue
+}
+
 // maxRanges is more than any honest client asks for at once. The header of each
 // part is longer than a short range.
 const maxRanges = 64
@@ -492,8 +649,8 @@ func (f *FileServer) serveContent(w http.ResponseWriter, r *http.Request, e *fil
 		r = r.Clone(r.Context())
 		r.Header.Del("Range")
 	}
-	plain := r.ProtoMajor == 1 && r.TLS == nil
-	http.ServeContent(&fileWriter{w, fileDeadline(w, r), plain, v.ranges}, r, "", modified, content)
+	sendfile := r.ProtoMajor == 1 && r.TLS == nil
+	http.ServeContent(&fileWriter{w, fileDeadline(w, r), sendfile, v.ranges}, r, "", modified, content)
 }
 
 // wholeFile is a file that cannot seek, for [http.ServeContent], which then
@@ -516,7 +673,7 @@ func (f wholeFile) Seek(_ int64, whence int) (int64, error) {
 type fileWriter struct {
 	http.ResponseWriter
 	deadline rollingDeadline
-	plain    bool // HTTP/1 without TLS, where a file goes by sendfile
+	sendfile bool // HTTP/1 without TLS
 	ranges   bool // of the variant
 }
 
@@ -534,7 +691,6 @@ func (w *fileWriter) WriteHeader(status int) {
 	if status >= http.StatusBadRequest {
 		contentRange, ok := h["Content-Range"] // of a 416
 		clearRepresentation(h)
-		delete(h, "Content-Length")
 		if ok {
 			h["Content-Range"] = contentRange
 		}
@@ -555,8 +711,8 @@ func (w *fileWriter) Write(p []byte) (int, error) {
 
 // ReadFrom keeps sendfile, which needs the limit to be directly around the
 // file, as io.CopyN has it. A file goes on where the deadline has interrupted it,
-// if the client has taken a piece: by then the header is out. Whatever else was
-// read is not to be had again.
+// if the client has taken a piece: by then the header is out. Other sources cannot
+// give again what was read of them.
 func (w *fileWriter) ReadFrom(src io.Reader) (int64, error) {
 	limited, ok := src.(*io.LimitedReader)
 	if !ok {
@@ -564,7 +720,7 @@ func (w *fileWriter) ReadFrom(src io.Reader) (int64, error) {
 	}
 	size, piece := limited.N, int64(writePiece)
 	file, _ := limited.R.(*os.File)
-	if !w.plain {
+	if !w.sendfile {
 		file = nil
 	}
 	var start int64
@@ -593,162 +749,12 @@ func (w *fileWriter) ReadFrom(src io.Reader) (int64, error) {
 	return size, nil
 }
 
-// fileEntry is a file as it was read once, in each of its codings, with its
-// header ready. It does not change, but for what is atomic.
-//
-// An entry comes about in steps, a method each: lookup joins all who want the
-// same path; revalidate keeps an entry whose files have not changed; buildEntry
-// reads the file and those beside it; readFile reads one, and makes its tag;
-// openRegular opens it.
-type fileEntry struct {
-	key      string        // the path of the URL
-	variants []fileVariant // the first is the file itself
-	codings  []string      // of the others, in order of preference
-	sidecars []fs.FileInfo // of each of sidecarCodings, nil if there is none
-	stable   bool          // older than youngAge, and the same before and after it was read
-	private  bool          // Cache-Control has private or no-store, and stays for a version
-	varies   bool          // with Accept-Encoding
-	query    string        // "v=" and the version
-	modified time.Time     // zero if it is not known
-
-	contentType, lastModified, cacheControl []string
-
-	freshUntil atomic.Int64 // nanoseconds after FileServer.start
-
-	// The cache's.
-	lives atomic.Int32
-	cost  int64
-	place *list.Element
-}
-
-// noCache returns the Cache-Control of what may change at once.
-func (e *fileEntry) noCache() []string {
-	if e.private {
-		return noStoreValue
-	}
-	return noCacheValue
-}
-
-// fileVariant is a file in one coding, ready to be sent.
-type fileVariant struct {
-	name   string // of the file that has the bytes
-	info   fs.FileInfo
-	stable bool
-	tag    string // without quotes and coding: the version
-	weak   bool
-	ranges bool // can be sent in parts
-	size   int64
-	body   []byte // nil if the bytes are to be sent from the file
-
-	etag, length, encoding []string
-}
-
 // youngAge is how old a change must be for the next one to be certain to have
 // another time. File systems that count in full seconds are the coarsest, but for
 // FAT.
 const youngAge = time.Second
 
 func isYoung(info fs.FileInfo) bool { return time.Since(info.ModTime()).Abs() <= youngAge }
-
-// fresh returns the entry of a key unless it is time to look at its file.
-func (f *FileServer) fresh(key string) *fileEntry {
-	e := f.cache.get(key)
-	if e == nil || int64(time.Since(f.start)) >= e.freshUntil.Load() {
-		return nil
-	}
-	return e
-}
-
-// lookup returns the fresh entry of a file for a key, reading the file if need
-// be. All who ask for the same key meanwhile share one look. An error beside an
-// entry says why that is an old one.
-func (f *FileServer) lookup(ctx context.Context, key, name string) (*fileEntry, error) {
-	if e := f.fresh(key); e != nil {
-		return e, nil
-	}
-	look, _ := f.looks.LoadOrStore(key, sync.OnceValues(func() (*fileEntry, error) {
-		defer f.looks.Delete(key)
-		return f.revalidate(ctx, key, name)
-	}))
-	return look.(func() (*fileEntry, error))()
-}
-
-func (f *FileServer) revalidate(ctx context.Context, key, name string) (*fileEntry, error) {
-	now, old := time.Now(), f.cache.get(key)
-	info, err := f.stat(name)
-	if !errors.Is(err, errNoDirectory) {
-		f.gone.Store(false)
-	}
-
-	e := old
-	if err == nil && !old.unchanged(info, f.sidecarsOf(name, info)) {
-		// What is kept must not keep the request line that it is a part of.
-		e, err = f.buildEntry(strings.Clone(key), strings.Clone(name))
-	}
-	if err != nil {
-		f.logError(ctx, name, err)
-		e = old // if the machine is at fault, what is in memory is still good
-		if isNotThere(err) {
-			e = nil
-		}
-	}
-	if e != nil {
-		f.keepFresh(e, now)
-	}
-	if e != old {
-		f.cache.put(key, e)
-	}
-	return e, err
-}
-
-var (
-	errIsDirectory = errors.New("is a directory")
-	errNoDirectory = errors.New("the directory cannot be opened") // Dir
-)
-
-// isNotThere reports whether an error means that there is no such file for the
-// client. Every other error is one of the machine or the file system.
-func isNotThere(err error) bool {
-	for _, target := range []error{
-		fs.ErrNotExist, fs.ErrPermission, fs.ErrInvalid, errIsDirectory,
-		syscall.ENOTDIR, syscall.ENAMETOOLONG, syscall.ELOOP, syscall.ENXIO, // a socket
-	} {
-		if errors.Is(err, target) {
-			return true
-		}
-	}
-	// Package os exports no values for these two.
-	text := err.Error()
-	return strings.HasSuffix(text, "path escapes from parent") || strings.HasSuffix(text, "not a directory")
-}
-
-// logError logs what an operator has to know: everything but a missing file. A
-// missing directory is logged once, until it is back.
-func (f *FileServer) logError(ctx context.Context, name string, err error) {
-	notThere, noDirectory := isNotThere(err), errors.Is(err, errNoDirectory)
-	if notThere && !noDirectory && !errors.Is(err, fs.ErrPermission) || notThere && noDirectory && f.gone.Swap(true) {
-		return
-	}
-	Logger(ctx).LogAttrs(ctx, slog.LevelError, "file cannot be read",
-		slog.String("path", name), slog.String("err", err.Error()))
-}
-
-// unchanged reports whether the files of an entry are as they were.
-func (e *fileEntry) unchanged(info fs.FileInfo, sidecars []fs.FileInfo) bool {
-	return e != nil && e.stable && sameFile(info, e.variants[0].info) && slices.EqualFunc(sidecars, e.sidecars, sameFile)
-}
-
-// keepFresh puts off the next look at a file.
-func (f *FileServer) keepFresh(e *fileEntry, now time.Time) {
-	until := int64(math.MaxInt64)
-	switch {
-	case f.config.Recheck >= 0:
-		until = int64(now.Add(f.config.Recheck).Sub(f.start))
-	case !e.stable:
-		until = int64(now.Add(youngAge).Sub(f.start))
-	}
-	e.freshUntil.Store(until)
-}
 
 // buildEntry reads a file, with those beside it, and makes its header.
 func (f *FileServer) buildEntry(key, name string) (*fileEntry, error) {
@@ -768,7 +774,7 @@ func (f *FileServer) buildEntry(key, name string) (*fileEntry, error) {
 	e.sidecars = f.sidecarsOf(name, v.info)
 	compresses := compressible(e.contentType[0])
 	if ext == ".svgz" { // is gzip by its name
-		e.variants[0].encoding, compresses = gzipEncoding, false
+		e.variants[0].encoding, compresses = fileGzip.header, false
 	} else {
 		f.addSidecars(e, name)
 	}
@@ -798,23 +804,6 @@ func (f *FileServer) buildEntry(key, name string) (*fileEntry, error) {
 	return e, nil
 }
 
-// addSidecars adds what the files beside a file have of it. One that has changed
-// since it was found is left out until the next look.
-func (f *FileServer) addSidecars(e *fileEntry, name string) {
-	for i, info := range e.sidecars {
-		if info == nil {
-			continue
-		}
-		v, _, err := f.readFile(name + sidecarCodings[i].suffix)
-		if err != nil || !v.stable || !sameFile(v.info, info) {
-			e.sidecars[i] = nil
-			continue
-		}
-		v.ranges = false // a Range is of the file itself
-		e.add(v, sidecarCodings[i].coding)
-	}
-}
-
 // add adds the file in a coding, with its part of the header.
 func (e *fileEntry) add(v fileVariant, coding string) {
 	tag := `"` + v.tag + `"`
@@ -823,7 +812,7 @@ func (e *fileEntry) add(v fileVariant, coding string) {
 		e.codings = append(e.codings, coding)
 		tag = `"` + v.tag + "-" + coding + `"`
 	}
-	if v.weak {
+	if !v.stable && v.body == nil { // the tag is made of the time
 		tag = "W/" + tag
 	}
 	v.etag = []string{tag}
@@ -834,16 +823,23 @@ func (e *fileEntry) add(v fileVariant, coding string) {
 
 func gzipped(data []byte) []byte {
 	var buf bytes.Buffer
-	z := gzipWriter(&buf, fileGzipLevel)
+	z := fileGzip.get(&buf)
 	z.Write(data)
 	z.Close()
-	putGzipWriter(z, fileGzipLevel)
+	fileGzip.pool.Put(z)
 	return bytes.Clone(buf.Bytes())
 }
 
-// fileGzipLevel is paid once per content. Its result is within 1 percent of
-// level 9's on Go 1.26 and 1.27, and 1 MiB of text takes some 20 ms.
-const fileGzipLevel = 8
+// fileGzip is gzip at a level that is paid once per content. The result of 8 is
+// within 1 percent of level 9's on Go 1.26 and 1.27, and 1 MiB of text takes some
+// 20 ms.
+var fileGzip = encoding{
+	Encoder: Encoder{"gzip", func() EncodingWriter {
+		z, _ := gzip.NewWriterLevel(nil, 8)
+		return z
+	}},
+	header: []string{"gzip"},
+}
 
 // earliestTime is later than the times that stand for none: the zero ones of
 // package time, of Unix and of DOS, which zip files have, and the 1 of Nix.
@@ -892,7 +888,7 @@ func (f *FileServer) readFile(name string) (v fileVariant, data []byte, err erro
 	if large {
 		if !timeless {
 			v.tag = strconv.FormatInt(info.ModTime().UnixNano(), 36) + "-" + strconv.FormatInt(v.size, 36)
-			if v.weak = !v.stable; v.weak {
+			if !v.stable {
 				v.tag += "-young" // and not that of the next content
 			}
 		}
@@ -943,6 +939,23 @@ func regular(info fs.FileInfo, err error) (fs.FileInfo, error) {
 		return nil, fs.ErrNotExist
 	}
 	return info, nil
+}
+
+// addSidecars adds what the files beside a file have of it. One that has changed
+// since it was found is left out until the next look.
+func (f *FileServer) addSidecars(e *fileEntry, name string) {
+	for i, info := range e.sidecars {
+		if info == nil {
+			continue
+		}
+		v, _, err := f.readFile(name + sidecarCodings[i].suffix)
+		if err != nil || !v.stable || !sameFile(v.info, info) {
+			e.sidecars[i] = nil
+			continue
+		}
+		v.ranges = false // a Range is of the file itself
+		e.add(v, sidecarCodings[i].coding)
+	}
 }
 
 // sidecarCodings are in the order of preference at equal weight.
