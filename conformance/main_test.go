@@ -117,6 +117,21 @@ func eventually(t *testing.T, what string, holds func() bool) {
 	}
 }
 
+// ask returns the status, the body and the header of the response to a GET.
+func ask(t *testing.T, url string) (int, string, http.Header) {
+	t.Helper()
+	resp, err := http.Get(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatalf("GET %s: %v", url, err)
+	}
+	return resp.StatusCode, string(body), resp.Header
+}
+
 // server is a Conduit server in this process.
 type server struct {
 	*conduit.Server

@@ -6,7 +6,6 @@ package conformance
 
 import (
 	"context"
-	"io"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -119,14 +118,9 @@ func keep() []byte { return make([]byte, 8<<20) }
 
 func fetch(t *testing.T, url string) []byte {
 	t.Helper()
-	resp, err := http.Get(url)
-	if err != nil {
-		t.Fatal(err)
+	status, body, _ := ask(t, url)
+	if status != http.StatusOK {
+		t.Fatalf("GET %s: status %d, %.200q", url, status, body)
 	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	if err != nil || resp.StatusCode != http.StatusOK {
-		t.Fatalf("GET %s: status %d, %v, %.200q", url, resp.StatusCode, err, body)
-	}
-	return body
+	return []byte(body)
 }

@@ -23,79 +23,62 @@ import (
 	"example.com/conduit"
 )
 
-// routes are what each router has: a handler and the name of its parameter's
-// value. inside, when it is set, is a middleware of the router's.
-type routes struct {
-	user, late, panics func(w http.ResponseWriter, r *http.Request, id string)
-	inside             conduit.Middleware
-}
+// route is a handler that gets the value of the parameter id.
+type route func(w http.ResponseWriter, r *http.Request, id string)
 
-// routers are the routers, with what Logging inside of them knows as the pattern.
+// routers are the routers. make returns one that has inside, if it is set, as its
+// own middleware, and a route at each of these paths, before the parameter.
+// pattern is what Logging inside of it knows as the pattern of /users/.
 var routers = []struct {
 	name, pattern string
-	make          func(rs routes) http.Handler
+	make          func(inside conduit.Middleware, routes map[string]route) http.Handler
 }{
-	{"ServeMux", "GET /users/{id}", func(rs routes) http.Handler {
+	{"ServeMux", `"GET /users/{id}"`, func(inside conduit.Middleware, routes map[string]route) http.Handler {
 		m := http.NewServeMux()
-		handle := func(pattern string, h func(http.ResponseWriter, *http.Request, string)) {
-			m.Handle("GET "+pattern, within(rs.inside, func(w http.ResponseWriter, r *http.Request) { h(w, r, r.PathValue("id")) }))
+		for path, h := range routes {
+			m.Handle("GET "+path+"{id}", within(inside, func(w http.ResponseWriter, r *http.Request) { h(w, r, r.PathValue("id")) }))
 		}
-		handle("/users/{id}", rs.user)
-		handle("/late/{id}", rs.late)
-		handle("/panics/{id}", rs.panics)
 		return m
 	}},
-	{"chi", "/users/{id}", func(rs routes) http.Handler {
+	{"chi", "/users/{id}", func(inside conduit.Middleware, routes map[string]route) http.Handler {
 		m := chi.NewRouter()
-		if rs.inside != nil {
-			m.Use(rs.inside)
+		if inside != nil {
+			m.Use(inside)
 		}
-		handle := func(pattern string, h func(http.ResponseWriter, *http.Request, string)) {
-			m.Get(pattern, func(w http.ResponseWriter, r *http.Request) { h(w, r, chi.URLParam(r, "id")) })
+		for path, h := range routes {
+			m.Get(path+"{id}", func(w http.ResponseWriter, r *http.Request) { h(w, r, chi.URLParam(r, "id")) })
 		}
-		handle("/users/{id}", rs.user)
-		handle("/late/{id}", rs.late)
-		handle("/panics/{id}", rs.panics)
 		return m
 	}},
-	{"gorilla/mux", "", func(rs routes) http.Handler {
+	{"gorilla/mux", `""`, func(inside conduit.Middleware, routes map[string]route) http.Handler {
 		m := mux.NewRouter()
-		if rs.inside != nil {
-			m.Use(mux.MiddlewareFunc(rs.inside))
+		if inside != nil {
+			m.Use(mux.MiddlewareFunc(inside))
 		}
-		handle := func(pattern string, h func(http.ResponseWriter, *http.Request, string)) {
-			m.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) { h(w, r, mux.Vars(r)["id"]) })
+		for path, h := range routes {
+			m.HandleFunc(path+"{id}", func(w http.ResponseWriter, r *http.Request) { h(w, r, mux.Vars(r)["id"]) })
 		}
-		handle("/users/{id}", rs.user)
-		handle("/late/{id}", rs.late)
-		handle("/panics/{id}", rs.panics)
 		return m
 	}},
-	{"echo", "", func(rs routes) http.Handler {
+	{"echo", `""`, func(inside conduit.Middleware, routes map[string]route) http.Handler {
 		m := echo.New()
-		if rs.inside != nil {
-			m.Use(echo.WrapMiddleware(rs.inside))
+		if inside != nil {
+			m.Use(echo.WrapMiddleware(inside))
 		}
-		handle := func(pattern string, h func(http.ResponseWriter, *http.Request, string)) {
-			m.GET(pattern, func(c echo.Context) error {
+		for path, h := range routes {
+			m.GET(path+":id", func(c echo.Context) error {
 				h(c.Response(), c.Request(), c.Param("id"))
 				return nil
 			})
 		}
-		handle("/users/:id", rs.user)
-		handle("/late/:id", rs.late)
-		handle("/panics/:id", rs.panics)
 		return m
 	}},
-	{"gin", "", func(rs routes) http.Handler {
+	{"gin", "", func(_ conduit.Middleware, routes map[string]route) http.Handler {
 		gin.SetMode(gin.ReleaseMode)
 		m := gin.New() // it takes no middleware of net/http's
-		handle := func(pattern string, h func(http.ResponseWriter, *http.Request, string)) {
-			m.GET(pattern, func(c *gin.Context) { h(c.Writer, c.Request, c.Param("id")) })
+		for path, h := range routes {
+			m.GET(path+":id", func(c *gin.Context) { h(c.Writer, c.Request, c.Param("id")) })
 		}
-		handle("/users/:id", rs.user)
-		handle("/late/:id", rs.late)
-		handle("/panics/:id", rs.panics)
 		return m
 	}},
 }
@@ -105,21 +88,6 @@ func within(mw conduit.Middleware, h http.HandlerFunc) http.Handler {
 		return h
 	}
 	return mw(h)
-}
-
-// ask returns the status and the body of a response, and its header.
-func ask(t *testing.T, url string) (int, string, http.Header) {
-	t.Helper()
-	resp, err := http.Get(url)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	if err != nil {
-		t.Fatalf("%s: %v", url, err)
-	}
-	return resp.StatusCode, string(body), resp.Header
 }
 
 // lines is a log that is read while it is written.
@@ -145,16 +113,16 @@ func TestChainAroundEachRouter(t *testing.T) {
 		t.Run(router.name, func(t *testing.T) {
 			t.Parallel()
 			ended := make(chan string, 1)
-			h := router.make(routes{
-				user: func(w http.ResponseWriter, _ *http.Request, id string) {
+			h := router.make(nil, map[string]route{
+				"/users/": func(w http.ResponseWriter, _ *http.Request, id string) {
 					w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 					io.WriteString(w, strings.Repeat(id+" ", 1000))
 				},
-				late: func(_ http.ResponseWriter, r *http.Request, id string) {
+				"/late/": func(_ http.ResponseWriter, r *http.Request, id string) {
 					<-r.Context().Done()
 					ended <- id
 				},
-				panics: func(http.ResponseWriter, *http.Request, string) { panic("on purpose") },
+				"/panics/": func(http.ResponseWriter, *http.Request, string) { panic("on purpose") },
 			})
 			var log lines
 			cfg := conduit.DefaultConfig(conduit.Chain(
@@ -190,14 +158,11 @@ func TestPartsInsideEachRouter(t *testing.T) {
 		}
 		t.Run(router.name, func(t *testing.T) {
 			t.Parallel()
-			h := router.make(routes{
-				user: func(w http.ResponseWriter, _ *http.Request, id string) { io.WriteString(w, id) },
-				late: func(w http.ResponseWriter, r *http.Request, id string) {
-					<-r.Context().Done()
-					time.Sleep(time.Millisecond) // it goes on for a while
-				},
-				panics: func(http.ResponseWriter, *http.Request, string) { panic("on purpose") },
-				inside: conduit.Chain(conduit.RequestID(), conduit.Recovery(), conduit.Logging(), conduit.FastTimeout(100*time.Millisecond), conduit.Compression()),
+			inside := conduit.Chain(conduit.RequestID(), conduit.Recovery(), conduit.Logging(), conduit.FastTimeout(100*time.Millisecond), conduit.Compression())
+			h := router.make(inside, map[string]route{
+				"/users/":  func(w http.ResponseWriter, _ *http.Request, id string) { io.WriteString(w, id) },
+				"/late/":   func(_ http.ResponseWriter, r *http.Request, _ string) { <-r.Context().Done() },
+				"/panics/": func(http.ResponseWriter, *http.Request, string) { panic("on purpose") },
 			})
 			var log lines
 			cfg := conduit.DefaultConfig(h)
@@ -222,10 +187,7 @@ func TestPartsInsideEachRouter(t *testing.T) {
 			if status, _, _ := ask(t, srv.url+"/panics/1"); status != 500 {
 				t.Errorf("after a panic: %d, want 500", status)
 			}
-			want := fmt.Sprintf("pattern=%q ", router.pattern)
-			if !strings.Contains(router.pattern, " ") && router.pattern != "" {
-				want = "pattern=" + router.pattern + " "
-			}
+			want := "pattern=" + router.pattern + " "
 			eventually(t, "the log has a line with "+want, func() bool { return strings.Contains(log.String(), "path=/users/1 "+want) })
 		})
 	}
