@@ -88,7 +88,7 @@ type FileServer struct {
 	config     FileServerConfig
 	start      time.Time // what fileEntry.freshUntil counts from
 	cache      fileCache
-	looks      sync.Map    // the looks at files under way, by key
+	pending    sync.Map    // the looks at files under way, by key
 	dirMissing atomic.Bool // and that has been logged
 }
 
@@ -281,7 +281,7 @@ func (f *FileServer) URL(name string) string {
 	u := url.URL{Path: f.config.Prefix + "/" + strings.TrimLeft(name, "/")} // a second slash would begin a host
 	if file, ok := f.nameOf(&u); ok {
 		if e, _ := f.lookup(context.Background(), u.Path, file); e != nil {
-			u.RawQuery = e.query
+			u.RawQuery = e.versionQuery
 		}
 	}
 	return u.String()
@@ -356,15 +356,15 @@ func (f *FileServer) serveError(w http.ResponseWriter, r *http.Request, err erro
 // reads the file and those beside it; readFile reads one, and makes its tag;
 // openRegular opens it.
 type fileEntry struct {
-	key      string        // the path of the URL
-	variants []fileVariant // the first is the file itself
-	codings  []string      // of the others, in order of preference
-	sidecars []fs.FileInfo // of each of sidecarCodings, nil if there is none
-	stable   bool          // older than youngAge, and the same before and after it was read
-	private  bool          // Cache-Control has private or no-store, and stays for a version
-	varies   bool          // with Accept-Encoding
-	query    string        // "v=" and the version
-	modified time.Time     // zero if it is not known
+	key          string        // the path of the URL
+	variants     []fileVariant // the first is the file itself
+	codings      []string      // of the others, in order of preference
+	sidecars     []fs.FileInfo // of each of sidecarCodings, nil if there is none
+	stable       bool          // older than youngAge, and the same before and after it was read
+	private      bool          // Cache-Control has private or no-store, and stays for a version
+	varies       bool          // with Accept-Encoding
+	versionQuery string        // "v=" and the version
+	modified     time.Time     // zero if it is not known
 
 	contentType, lastModified, cacheControl []string
 
@@ -405,8 +405,8 @@ func (f *FileServer) lookup(ctx context.Context, key, name string) (*fileEntry, 
 	if e := f.fresh(key); e != nil {
 		return e, nil
 	}
-	look, _ := f.looks.LoadOrStore(key, sync.OnceValues(func() (*fileEntry, error) {
-		defer f.looks.Delete(key)
+	look, _ := f.pending.LoadOrStore(key, sync.OnceValues(func() (*fileEntry, error) {
+		defer f.pending.Delete(key)
 		return f.revalidate(ctx, key, name)
 	}))
 	return look.(func() (*fileEntry, error))()
@@ -452,15 +452,13 @@ var (
 func isNotThere(err error) bool {
 	for _, target := range []error{
 		fs.ErrNotExist, fs.ErrPermission, fs.ErrInvalid, errIsDirectory,
-		syscall.ENOTDIR, syscall.ENAMETOOLONG, syscall.ELOOP, syscall.ENXIO, // a socket
+		syscall.ENOTDIR, syscall.ENAMETOOLONG, syscall.ELOOP,
 	} {
 		if errors.Is(err, target) {
 			return true
 		}
 	}
-	// Package os exports no values for these two.
-	text := err.Error()
-	return strings.HasSuffix(text, "path escapes from parent") || strings.HasSuffix(text, "not a directory")
+	return strings.HasSuffix(err.Error(), "path escapes from parent") // package os exports no value for it
 }
 
 // logError logs what an operator has to know: everything but a missing file. A
@@ -585,7 +583,7 @@ func (e *fileEntry) cacheControlFor(query string) []string {
 	switch {
 	case query == "", e.private, !e.stable:
 		return e.cacheControl
-	case query == e.query:
+	case query == e.versionQuery:
 		return immutableValue
 	case strings.Contains("&"+query, "&v="):
 		return noCacheValue
@@ -593,8 +591,8 @@ func (e *fileEntry) cacheControlFor(query string) []string {
 	return e.cacheControl
 }
 
-// noCache returns the Cache-Control of what may change at once.
-func (e *fileEntry) noCache() []string {
+// youngCacheControl returns the Cache-Control of what may change at once.
+func (e *fileEntry) youngCacheControl() []string {
 	if e.private {
 		return noStoreValue
 	}
@@ -643,7 +641,7 @@ func (f *FileServer) serveContent(w http.ResponseWriter, r *http.Request, e *fil
 		delete(h, "Last-Modified")
 		modified = time.Time{}
 		h["Content-Length"] = []string{strconv.FormatInt(info.Size(), 10)}
-		h["Cache-Control"] = e.noCache()
+		h["Cache-Control"] = e.youngCacheControl()
 	}
 	if ranges := r.Header.Get("Range"); ranges != "" && !v.ranges || strings.Count(ranges, ",") >= maxRanges {
 		r = r.Clone(r.Context())
@@ -764,11 +762,11 @@ func (f *FileServer) buildEntry(key, name string) (*fileEntry, error) {
 	}
 	ext := strings.ToLower(path.Ext(name))
 	e := &fileEntry{
-		key:         key,
-		stable:      v.stable,
-		query:       "v=" + v.tag,
-		contentType: []string{cmp.Or(contentTypes[ext], mime.TypeByExtension(ext), http.DetectContentType(data))},
-		cost:        int64(2<<10 + 4*len(key)), // beside the bytes
+		key:          key,
+		stable:       v.stable,
+		versionQuery: "v=" + v.tag,
+		contentType:  []string{cmp.Or(contentTypes[ext], mime.TypeByExtension(ext), http.DetectContentType(data))},
+		cost:         int64(2<<10 + 4*len(key)), // beside the bytes
 	}
 	e.add(v, "")
 	e.sidecars = f.sidecarsOf(name, v.info)
@@ -778,8 +776,7 @@ func (f *FileServer) buildEntry(key, name string) (*fileEntry, error) {
 	} else {
 		f.addSidecars(e, name)
 	}
-	whole := v.size == int64(len(data))
-	if compresses && whole && len(data) >= 1<<10 && !slices.Contains(e.codings, "gzip") {
+	if compresses && len(data) >= 1<<10 && !slices.Contains(e.codings, "gzip") {
 		if compressed := gzipped(data); len(compressed) < len(data) {
 			e.add(fileVariant{tag: v.tag, size: int64(len(compressed)), body: compressed}, "gzip")
 		}
@@ -799,7 +796,7 @@ func (f *FileServer) buildEntry(key, name string) (*fileEntry, error) {
 	e.cacheControl = []string{cacheControl}
 	e.private = hasMember(e.cacheControl, "private") || hasMember(e.cacheControl, "no-store")
 	if !e.stable {
-		e.cacheControl = e.noCache()
+		e.cacheControl = e.youngCacheControl()
 	}
 	return e, nil
 }
@@ -858,7 +855,7 @@ func (f *FileServer) readFile(name string) (v fileVariant, data []byte, err erro
 
 	limit := f.config.MaxCachedFile + 1
 	if info.Size() >= limit {
-		limit = 512
+		limit = sniffLen
 	}
 	if data, err = io.ReadAll(io.LimitReader(file, limit)); err != nil {
 		return v, nil, err
@@ -892,7 +889,7 @@ func (f *FileServer) readFile(name string) (v fileVariant, data []byte, err erro
 				v.tag += "-young" // and not that of the next content
 			}
 		}
-		return v, data, nil
+		return v, data[:min(len(data), sniffLen)], nil
 	}
 	v.size = int64(len(data)) // that of a file in /proc is not what Stat says
 	v.stable = v.stable && v.size == info.Size()
@@ -920,7 +917,7 @@ func (f *FileServer) openRegular(name string) (fs.File, fs.FileInfo, error) {
 // nothing if the file system has a way: to open a pipe may block, and to open a
 // device may have effects.
 func (f *FileServer) stat(name string) (fs.FileInfo, error) {
-	if links, ok := f.config.FS.(fs.ReadLinkFS); ok {
+	if links, ok := f.config.FS.(fs.ReadLinkFS); ok { // such as fs.Sub of os.DirFS, which has no Stat
 		if info, err := links.Lstat(name); err != nil || info.Mode()&fs.ModeSymlink == 0 {
 			return regular(info, err)
 		}
