@@ -19,7 +19,7 @@
 // With, [TimeoutWith], takes a pointer to a struct. Every such struct is copied,
 // so changing it later changes nothing. A zero field means its default and a
 // negative duration or size means none, unless its comment says otherwise; a nil
-// pointer means all defaults wherever nothing is required. All faults are
+// pointer means all defaults wherever nothing is required. All errors are
 // reported at once, as an error, or by a panic where a function returns no error,
 // as [http.ServeMux.Handle] does.
 //
@@ -194,38 +194,38 @@ func (c *Config) withDefaults() (Config, error) {
 		d.Logger = slog.Default()
 	}
 
-	var faults faultList
+	var errs errorList
 	if isNil(d.Handler) {
-		faults.add("Handler: is required")
+		errs.add("Handler: is required")
 	}
 	if err := checkAddress(d.Address); err != nil {
-		faults.add("Address: %w", err)
+		errs.add("Address: %w", err)
 	}
-	faults.addShort("ReadTimeout", d.ReadTimeout)
-	faults.addShort("ReadHeaderTimeout", d.ReadHeaderTimeout)
-	faults.addShort("WriteTimeout", d.WriteTimeout)
-	faults.addShort("IdleTimeout", d.IdleTimeout)
+	errs.addShort("ReadTimeout", d.ReadTimeout)
+	errs.addShort("ReadHeaderTimeout", d.ReadHeaderTimeout)
+	errs.addShort("WriteTimeout", d.WriteTimeout)
+	errs.addShort("IdleTimeout", d.IdleTimeout)
 	if d.MaxHeaderBytes < 0 {
-		faults.add("MaxHeaderBytes: %d is negative", d.MaxHeaderBytes)
+		errs.add("MaxHeaderBytes: %d is negative", d.MaxHeaderBytes)
 	}
 	if v := d.MinTLSVersion; v != tls.VersionTLS12 && v != tls.VersionTLS13 {
-		faults.add("MinTLSVersion: %s is not supported, only TLS 1.2 and TLS 1.3 are", tls.VersionName(v))
+		errs.add("MinTLSVersion: %s is not supported, only TLS 1.2 and TLS 1.3 are", tls.VersionName(v))
 	}
 	switch {
 	case d.CertFile == "" && d.KeyFile != "":
-		faults.add("CertFile: is required with KeyFile")
+		errs.add("CertFile: is required with KeyFile")
 	case d.CertFile != "" && d.KeyFile == "":
-		faults.add("KeyFile: is required with CertFile")
+		errs.add("KeyFile: is required with CertFile")
 	}
 	if d.TLSConfig != nil {
-		d.checkTLS(&faults)
+		d.checkTLS(&errs)
 	}
 	if d.Database != nil {
 		if _, err := d.Database.withDefaults("Database."); err != nil {
-			faults = append(faults, err)
+			errs = append(errs, err)
 		}
 	}
-	return d, errors.Join(faults...)
+	return d, errors.Join(errs...)
 }
 
 func checkAddress(address string) error {
@@ -241,39 +241,39 @@ func checkAddress(address string) error {
 }
 
 // checkTLS adds what is wrong with TLSConfig.
-func (c *Config) checkTLS(faults *faultList) {
+func (c *Config) checkTLS(errs *errorList) {
 	t := c.TLSConfig
 	if c.CertFile == "" && c.KeyFile == "" && len(t.Certificates) == 0 && t.GetCertificate == nil && t.GetConfigForClient == nil {
-		faults.add("TLSConfig: has no certificate, and CertFile is not set")
+		errs.add("TLSConfig: has no certificate, and CertFile is not set")
 	}
 	if v := t.MinVersion; v != 0 && v != tls.VersionTLS12 && v != tls.VersionTLS13 {
-		faults.add("TLSConfig: MinVersion %s is not supported, only TLS 1.2 and TLS 1.3 are", tls.VersionName(v))
+		errs.add("TLSConfig: MinVersion %s is not supported, only TLS 1.2 and TLS 1.3 are", tls.VersionName(v))
 	}
 	if t.MaxVersion != 0 && t.MaxVersion < max(t.MinVersion, c.MinTLSVersion) {
-		faults.add("TLSConfig: MaxVersion %s is older than the minimum", tls.VersionName(t.MaxVersion))
+		errs.add("TLSConfig: MaxVersion %s is older than the minimum", tls.VersionName(t.MaxVersion))
 	}
 	for i, cert := range t.Certificates {
 		if len(cert.Certificate) == 0 {
-			faults.add("TLSConfig: certificate %d is empty", i+1)
+			errs.add("TLSConfig: certificate %d is empty", i+1)
 		}
 	}
 	if c.EnableHTTP2 && t.CipherSuites != nil && max(t.MinVersion, c.MinTLSVersion) < tls.VersionTLS13 &&
 		!slices.Contains(t.CipherSuites, tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256) &&
 		!slices.Contains(t.CipherSuites, tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256) {
-		faults.add("TLSConfig: CipherSuites lacks the suite that HTTP/2 requires, TLS_ECDHE_*_WITH_AES_128_GCM_SHA256 (RFC 9113, Section 9.2.2)")
+		errs.add("TLSConfig: CipherSuites lacks the suite that HTTP/2 requires, TLS_ECDHE_*_WITH_AES_128_GCM_SHA256 (RFC 9113, Section 9.2.2)")
 	}
 }
 
-// faultList is what is wrong with a configuration, for [errors.Join].
-type faultList []error
+// errorList is what is wrong with a configuration, for [errors.Join].
+type errorList []error
 
 // add adds one, which begins with the name of the field.
-func (f *faultList) add(format string, args ...any) {
+func (f *errorList) add(format string, args ...any) {
 	*f = append(*f, fmt.Errorf("conduit: "+format, args...))
 }
 
 // addShort adds a duration that can only be a number without its unit.
-func (f *faultList) addShort(field string, d time.Duration) {
+func (f *errorList) addShort(field string, d time.Duration) {
 	if 0 < d && d < time.Millisecond {
 		f.add("%s: %v: too short; is a unit such as time.Second missing?", field, d)
 	}
@@ -316,6 +316,9 @@ type Server struct {
 	prepare sync.Once
 	secure  bool // speaks TLS; set by prepare
 
+	serving       context.Context // ends when the requests that are left are cancelled
+	cancelServing context.CancelCauseFunc
+
 	draining
 	requests atomic.Int64 // handlers that run
 	hijacked atomic.Int64 // those of them that have hijacked their connection
@@ -326,7 +329,6 @@ type Server struct {
 	addr      net.Addr
 	listeners map[*drainListener]struct{}
 	open      map[net.Conn]bool // true: new, no request has been read from it yet
-	cancels   []context.CancelCauseFunc
 
 	atEnd func() // set before serving; called once, before stopped is closed
 }
@@ -357,13 +359,13 @@ func (d *draining) isDraining() bool { return d.drain.Err() != nil }
 // TLSConfig without a certificate, and so on. New opens no port.
 func New(cfg *Config) (*Server, error) {
 	c, err := cfg.withDefaults()
-	faults := []error{err}
+	errs := []error{err}
 	var certs *certificateFiles
 	if c.CertFile != "" && c.KeyFile != "" {
 		certs, err = newCertificateFiles(c.CertFile, c.KeyFile, c.Logger)
-		faults = append(faults, err)
+		errs = append(errs, err)
 	}
-	if err := errors.Join(faults...); err != nil {
+	if err := errors.Join(errs...); err != nil {
 		return nil, err
 	}
 	if c.Database != nil {
@@ -380,6 +382,7 @@ func New(cfg *Config) (*Server, error) {
 	}
 	s.changed, s.stopped = make(chan struct{}, 1), make(chan struct{})
 	s.drain, s.endDrain = context.WithCancel(context.Background())
+	s.serving, s.cancelServing = context.WithCancelCause(context.Background())
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
 	protocols.SetHTTP2(c.EnableHTTP2)
@@ -537,17 +540,15 @@ func (s *Server) install() {
 
 	baseContext := hs.BaseContext
 	hs.BaseContext = func(l net.Listener) context.Context {
-		ctx := context.Background()
+		ctx := s.serving
 		if baseContext != nil {
 			if dl, ok := l.(*drainListener); ok {
 				l = dl.Listener
 			}
-			ctx = baseContext(l)
+			var cancel context.CancelCauseFunc
+			ctx, cancel = context.WithCancelCause(baseContext(l))
+			context.AfterFunc(s.serving, func() { cancel(context.Cause(s.serving)) })
 		}
-		ctx, cancel := context.WithCancelCause(ctx)
-		s.mu.Lock()
-		s.cancels = append(s.cancels, cancel)
-		s.mu.Unlock()
 		return context.WithValue(ctx, serverKey{}, s)
 	}
 }
@@ -711,7 +712,7 @@ func (s *Server) shutdown(ctx context.Context) shutdownReport {
 	s.mu.Lock()
 	s.report = report
 	s.mu.Unlock()
-	s.cancelRequests(http.ErrServerClosed)
+	s.cancelServing(http.ErrServerClosed)
 	s.stop()
 	return report
 }
@@ -808,20 +809,11 @@ func (s *Server) openConns() map[net.Conn]bool {
 // Connections go first: http.Server.Close waits for the accept loops, which may
 // wait for one of them.
 func (s *Server) cut(cause error, closeConn func(net.Conn)) error {
-	s.cancelRequests(cause)
+	s.cancelServing(cause)
 	for c := range s.openConns() {
 		closeConn(c)
 	}
 	return s.http.Close()
-}
-
-func (s *Server) cancelRequests(cause error) {
-	s.mu.Lock()
-	cancels := s.cancels
-	s.mu.Unlock()
-	for _, cancel := range cancels {
-		cancel(cause)
-	}
 }
 
 // Close cancels the requests that run and closes all listeners and
@@ -946,19 +938,19 @@ func (c *certificateFiles) stat() (infos [2]os.FileInfo) {
 // end, is not read.
 func (c *certificateFiles) load() error {
 	var pems [2][]byte
-	var faults faultList
+	var errs errorList
 	for i, file := range []struct{ field, name string }{{"CertFile", c.certFile}, {"KeyFile", c.keyFile}} {
 		if info := c.seen[i]; info != nil && !info.Mode().IsRegular() {
-			faults.add("%s: %s: is not a regular file", file.field, file.name)
+			errs.add("%s: %s: is not a regular file", file.field, file.name)
 			continue
 		}
 		var err error
 		if pems[i], err = os.ReadFile(file.name); err != nil {
-			faults.add("%s: %w", file.field, err)
+			errs.add("%s: %w", file.field, err)
 		}
 	}
-	if len(faults) > 0 {
-		return errors.Join(faults...)
+	if len(errs) > 0 {
+		return errors.Join(errs...)
 	}
 
 	cert, err := tls.X509KeyPair(pems[0], pems[1])
@@ -986,7 +978,7 @@ func (c *certificateFiles) refresh() {
 	}
 	c.checked = now
 	seen := c.stat()
-	if sameFile(seen[0], c.seen[0]) && sameFile(seen[1], c.seen[1]) {
+	if fileUnchanged(seen[0], c.seen[0]) && fileUnchanged(seen[1], c.seen[1]) {
 		return
 	}
 	c.seen = seen
@@ -997,10 +989,10 @@ func (c *certificateFiles) refresh() {
 	c.logger.Info("certificate reloaded", "file", c.certFile)
 }
 
-// sameFile reports whether nothing suggests that the file was replaced or
+// fileUnchanged reports whether nothing suggests that the file was replaced or
 // written to between the two looks. File systems that are not the system's have
 // no identities to compare.
-func sameFile(a, b os.FileInfo) bool {
+func fileUnchanged(a, b os.FileInfo) bool {
 	if a == nil || b == nil {
 		return a == b
 	}
@@ -1036,7 +1028,7 @@ type serverHandler struct {
 }
 
 func (h *serverHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	x := &exchange{ResponseWriter: w, incoming: r, server: h.server, outermost: true}
+	x := &responseWriter{ResponseWriter: w, incoming: r, server: h.server, outermost: true}
 	h.server.requests.Add(1)
 	defer x.finish()
 	if h.options && r.RequestURI == "*" && r.Method == http.MethodOptions {
@@ -1132,7 +1124,7 @@ type healthRun struct {
 }
 
 func (h *health) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if !onlyReads(w, r) {
+	if !requireGetOrHead(w, r) {
 		return
 	}
 	status, body := http.StatusOK, `{"status":"ok"}`
@@ -1221,9 +1213,9 @@ func runSafely(ctx context.Context, f func(context.Context) error) <-chan error 
 	return done
 }
 
-// onlyReads reports whether a request is a GET or a HEAD. It responds to others
+// requireGetOrHead reports whether a request is a GET or a HEAD. It responds to others
 // with 405.
-func onlyReads(w http.ResponseWriter, r *http.Request) bool {
+func requireGetOrHead(w http.ResponseWriter, r *http.Request) bool {
 	if r.Method == http.MethodGet || r.Method == http.MethodHead {
 		return true
 	}
@@ -1260,12 +1252,12 @@ func Chain(mw ...Middleware) Middleware {
 	}
 }
 
-// exchange is one request and its response: the response writer that the
+// responseWriter is one request and its response: the response writer that the
 // middleware shares, and with RequestID the request's context too. The Server
 // makes one, or else the first middleware that needs it; each finds it by a
 // type assertion on its ResponseWriter and fills in its part. A context may
-// outlive its request, so an exchange is never used again.
-type exchange struct {
+// outlive its request, so a responseWriter is never used again.
+type responseWriter struct {
 	http.ResponseWriter
 	context.Context              // set by RequestID
 	request         http.Request // RequestID's copy, with this context
@@ -1275,7 +1267,7 @@ type exchange struct {
 	outermost bool    // made by the Server
 	returned  bool    // the server's handler has, and not panicked
 	finished  atomic.Bool
-	muted     atomic.Bool  // by muteReply: what is still written goes nowhere
+	aborted   atomic.Bool  // by abortResponse: what is still written goes nowhere
 	deadline  atomic.Int64 // of writes, in Unix nanoseconds; 0 until it is set, or noDeadline
 
 	id       string
@@ -1288,16 +1280,16 @@ type exchange struct {
 	recovers bool // set by Recovery, before what is inside of it runs
 }
 
-// exchangeOf returns w if it is an exchange. If not, it returns a new one
-// around w, which knows what the one further out knows: a wrapper of somebody
+// responseWriterOf returns w if it is a responseWriter. If not, it returns a new
+// one around w, which knows what the one further out knows: a wrapper of somebody
 // else's, or a Timeout's, may be between the two.
-func exchangeOf(w http.ResponseWriter, r *http.Request) *exchange {
-	if x, ok := w.(*exchange); ok {
+func responseWriterOf(w http.ResponseWriter, r *http.Request) *responseWriter {
+	if x, ok := w.(*responseWriter); ok {
 		return x
 	}
-	x := &exchange{ResponseWriter: w, incoming: r}
+	x := &responseWriter{ResponseWriter: w, incoming: r}
 	for w = unwrap(w); w != nil; w = unwrap(w) {
-		if outer, ok := w.(*exchange); ok {
+		if outer, ok := w.(*responseWriter); ok {
 			x.server, x.id, x.recovers = outer.server, outer.id, outer.recovers
 			return x
 		}
@@ -1321,7 +1313,7 @@ type fullWriter interface {
 }
 
 var (
-	_ fullWriter = (*exchange)(nil)
+	_ fullWriter = (*responseWriter)(nil)
 	_ fullWriter = (*compressWriter)(nil)
 )
 
@@ -1333,7 +1325,7 @@ func unwrap(w http.ResponseWriter) http.ResponseWriter {
 	return nil
 }
 
-func (x *exchange) logger() *slog.Logger {
+func (x *responseWriter) logger() *slog.Logger {
 	if x.server != nil {
 		return x.server.logger
 	}
@@ -1345,25 +1337,25 @@ func (x *exchange) logger() *slog.Logger {
 // (HTTP/2).
 var errFinished = errors.New("conduit: write after the handler has returned")
 
-// errCut is the error of a handler that goes on writing to an aborted response.
-var errCut = errors.New("conduit: write after the response was aborted")
+// errAborted is the error of a handler that goes on writing to an aborted response.
+var errAborted = errors.New("conduit: write after the response was aborted")
 
 // checkOpen returns the error with which a use is refused, nil if it is not.
-func (x *exchange) checkOpen() error {
+func (x *responseWriter) checkOpen() error {
 	switch {
 	case x.finished.Load():
 		return errFinished
-	case x.muted.Load():
-		return errCut
+	case x.aborted.Load():
+		return errAborted
 	}
 	return nil
 }
 
 // Unwrap is for [http.ResponseController].
-func (x *exchange) Unwrap() http.ResponseWriter { return x.ResponseWriter }
+func (x *responseWriter) Unwrap() http.ResponseWriter { return x.ResponseWriter }
 
 // Header hides that of [http.ResponseWriter] once the handler has returned.
-func (x *exchange) Header() http.Header {
+func (x *responseWriter) Header() http.Header {
 	if x.finished.Load() {
 		return make(http.Header)
 	}
@@ -1372,7 +1364,7 @@ func (x *exchange) Header() http.Header {
 
 // WriteHeader passes informational responses on and does not take them for the
 // status (RFC 9110, Section 15.2).
-func (x *exchange) WriteHeader(status int) {
+func (x *responseWriter) WriteHeader(status int) {
 	switch {
 	case x.checkOpen() != nil:
 	case x.status != 0 || x.hijacked:
@@ -1392,14 +1384,14 @@ func isFinal(status int) bool {
 }
 
 // logContext returns the context of the request, with its id.
-func (x *exchange) logContext() context.Context {
+func (x *responseWriter) logContext() context.Context {
 	if x.Context != nil {
 		return x
 	}
 	return x.incoming.Context()
 }
 
-func (x *exchange) Write(p []byte) (int, error) {
+func (x *responseWriter) Write(p []byte) (int, error) {
 	if err := x.start(); err != nil {
 		return 0, err
 	}
@@ -1410,7 +1402,7 @@ func (x *exchange) Write(p []byte) (int, error) {
 
 // WriteString spares the copy that [io.WriteString] makes for a writer
 // without it.
-func (x *exchange) WriteString(p string) (int, error) {
+func (x *responseWriter) WriteString(p string) (int, error) {
 	if err := x.start(); err != nil {
 		return 0, err
 	}
@@ -1420,7 +1412,7 @@ func (x *exchange) WriteString(p string) (int, error) {
 }
 
 // count counts bytes of the body, which a response to a HEAD does not have.
-func (x *exchange) count(n int64) {
+func (x *responseWriter) count(n int64) {
 	x.flushed = false
 	if x.incoming.Method != http.MethodHead {
 		x.bytes += n
@@ -1429,7 +1421,7 @@ func (x *exchange) count(n int64) {
 
 // ReadFrom keeps sendfile: net/http uses it only when the wrapper forwards
 // this method.
-func (x *exchange) ReadFrom(src io.Reader) (int64, error) {
+func (x *responseWriter) ReadFrom(src io.Reader) (int64, error) {
 	rf, ok := x.ResponseWriter.(io.ReaderFrom)
 	if !ok {
 		return io.Copy(struct{ io.Writer }{x}, src)
@@ -1463,9 +1455,9 @@ func copyFirst(w io.Writer, src io.Reader) (n int64, more bool, err error) {
 }
 
 // Flush is FlushError for those who look for an [http.Flusher].
-func (x *exchange) Flush() { x.FlushError() }
+func (x *responseWriter) Flush() { x.FlushError() }
 
-func (x *exchange) FlushError() error {
+func (x *responseWriter) FlushError() error {
 	if x.status == 0 && !canFlush(x.ResponseWriter) {
 		return http.ErrNotSupported // and nothing has started
 	}
@@ -1483,14 +1475,14 @@ const noDeadline = -1
 // through Unwrap a goroutine left behind would set those of the next request
 // (HTTP/1) or crash the process (HTTP/2).
 
-func (x *exchange) SetReadDeadline(deadline time.Time) error {
+func (x *responseWriter) SetReadDeadline(deadline time.Time) error {
 	if err := x.checkOpen(); err != nil {
 		return err
 	}
 	return http.NewResponseController(x.ResponseWriter).SetReadDeadline(deadline)
 }
 
-func (x *exchange) SetWriteDeadline(deadline time.Time) error {
+func (x *responseWriter) SetWriteDeadline(deadline time.Time) error {
 	if err := x.checkOpen(); err != nil {
 		return err
 	}
@@ -1502,23 +1494,23 @@ func (x *exchange) SetWriteDeadline(deadline time.Time) error {
 	return http.NewResponseController(x.ResponseWriter).SetWriteDeadline(deadline)
 }
 
-func (x *exchange) EnableFullDuplex() error {
+func (x *responseWriter) EnableFullDuplex() error {
 	if err := x.checkOpen(); err != nil {
 		return err
 	}
 	return http.NewResponseController(x.ResponseWriter).EnableFullDuplex()
 }
 
-func (x *exchange) CloseNotify() <-chan bool { return closeNotify(x.incoming.Context()) }
+func (x *responseWriter) CloseNotify() <-chan bool { return closeNotify(x.incoming.Context()) }
 
-func (x *exchange) Push(target string, opts *http.PushOptions) error {
+func (x *responseWriter) Push(target string, opts *http.PushOptions) error {
 	if err := x.checkOpen(); err != nil {
 		return err
 	}
 	return push(x.ResponseWriter, target, opts)
 }
 
-func (x *exchange) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+func (x *responseWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	if err := x.checkOpen(); err != nil {
 		return nil, nil, err
 	}
@@ -1533,7 +1525,7 @@ func (x *exchange) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 }
 
 // start is what precedes a write.
-func (x *exchange) start() error {
+func (x *responseWriter) start() error {
 	if err := x.checkOpen(); err != nil {
 		return err
 	}
@@ -1547,7 +1539,7 @@ func (x *exchange) start() error {
 }
 
 // recordStatus notes that the header is about to be written with this status.
-func (x *exchange) recordStatus(status int) {
+func (x *responseWriter) recordStatus(status int) {
 	x.status = status
 	x.announceClose(status)
 	closeIfTooLarge(x.ResponseWriter, x.incoming, status)
@@ -1556,14 +1548,14 @@ func (x *exchange) recordStatus(status int) {
 // announceClose tells the client to leave if the server drains. It is decided
 // here, when the header goes out, so that requests which were there before the
 // drain are told as well.
-func (x *exchange) announceClose(status int) {
+func (x *responseWriter) announceClose(status int) {
 	if x.server != nil && x.server.sayClose.Load() && status != http.StatusSwitchingProtocols {
 		x.ResponseWriter.Header()["Connection"] = []string{"close"}
 	}
 }
 
 // finish is called once the handler of the server has returned or panicked.
-func (x *exchange) finish() {
+func (x *responseWriter) finish() {
 	s := x.server
 	if !x.hijacked {
 		x.finishResponse()
@@ -1584,7 +1576,7 @@ func (x *exchange) finish() {
 
 // finishResponse prepares for the end of the response, which net/http writes
 // next unless the handler has panicked.
-func (x *exchange) finishResponse() {
+func (x *responseWriter) finishResponse() {
 	if x.status == 0 {
 		x.announceClose(http.StatusOK)
 	}
@@ -1598,21 +1590,21 @@ func (x *exchange) finishResponse() {
 	// net/http announces the length of a body that still fits in its buffer.
 	// The end of a longer one is written here, so that a failure is seen.
 	const buffered = 2048
-	if !x.returned || x.muted.Load() || x.bytes >= buffered && x.FlushError() != nil {
+	if !x.returned || x.aborted.Load() || x.bytes >= buffered && x.FlushError() != nil {
 		x.reset()
 	}
 }
 
 // isAborted reports whether the client cannot have the whole response of a
 // handler that has returned. start and end are those of the request.
-func (x *exchange) isAborted(start, end time.Time) bool {
+func (x *responseWriter) isAborted(start, end time.Time) bool {
 	head := x.incoming.Method == http.MethodHead
 	length := int64(0) // of the body, -1 if nothing says so
 	if !head && x.status != http.StatusNoContent && x.status != http.StatusNotModified {
 		length = contentLength(x.ResponseWriter.Header())
 	}
 	switch {
-	case x.muted.Load():
+	case x.aborted.Load():
 		return true
 	case head && x.status != 0: // on HTTP/2 its stream may end before its handler
 		return false
@@ -1636,7 +1628,7 @@ func contentLength(h http.Header) int64 {
 }
 
 // isPastDeadline reports whether nothing more may be written at end.
-func (x *exchange) isPastDeadline(start, end time.Time) bool {
+func (x *responseWriter) isPastDeadline(start, end time.Time) bool {
 	switch deadline := x.deadline.Load(); {
 	case deadline == noDeadline:
 		return false
@@ -1653,7 +1645,7 @@ func (x *exchange) isPastDeadline(start, end time.Time) bool {
 
 // reset resets the connection. To an HTTP/1.0 client the end of the connection
 // is the end of the body, and nothing else says that it came too soon.
-func (x *exchange) reset() {
+func (x *responseWriter) reset() {
 	rc := http.NewResponseController(x.ResponseWriter)
 	rc.SetWriteDeadline(time.Unix(1, 0)) // Hijack flushes the header
 	if conn, _, err := rc.Hijack(); err == nil {
@@ -1676,11 +1668,11 @@ func resetConn(conn net.Conn) {
 	conn.Close()
 }
 
-type exchangeKey struct{}
+type responseWriterKey struct{}
 
-// Value makes the exchange a context that knows itself.
-func (x *exchange) Value(key any) any {
-	if key == (exchangeKey{}) {
+// Value makes the responseWriter a context that knows itself.
+func (x *responseWriter) Value(key any) any {
+	if key == (responseWriterKey{}) {
 		return x
 	}
 	return x.Context.Value(key)
@@ -1737,7 +1729,7 @@ func RequestID() Middleware {
 	return func(next http.Handler) http.Handler {
 		checkHandler("RequestID", next)
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			x := exchangeOf(w, r)
+			x := responseWriterOf(w, r)
 			if x.id != "" {
 				next.ServeHTTP(x, r)
 				return
@@ -1749,8 +1741,8 @@ func RequestID() Middleware {
 	}
 }
 
-// identify gives the exchange an id and makes it the context of its request.
-func (x *exchange) identify(r *http.Request) {
+// identify gives the request an id, and makes its responseWriter its context.
+func (x *responseWriter) identify(r *http.Request) {
 	if in := r.Header[requestIDField]; len(in) == 1 && isRequestID(in[0]) {
 		x.id = in[0]
 	} else {
@@ -1781,7 +1773,7 @@ func isRequestID(id string) bool {
 // RequestIDFrom returns the id that [RequestID] gave the request with this
 // context, and "" without one.
 func RequestIDFrom(ctx context.Context) string {
-	if x, ok := ctx.Value(exchangeKey{}).(*exchange); ok {
+	if x, ok := ctx.Value(responseWriterKey{}).(*responseWriter); ok {
 		return x.id
 	}
 	return ""
@@ -1797,7 +1789,7 @@ func Recovery() Middleware {
 	return func(next http.Handler) http.Handler {
 		checkHandler("Recovery", next)
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			x := exchangeOf(w, r)
+			x := responseWriterOf(w, r)
 			x.recovers = true
 			returned := false
 			defer func() {
@@ -1813,7 +1805,7 @@ func Recovery() Middleware {
 
 // handlePanic responds for a handler that panicked with this value, or that
 // ended its goroutine if the value is nil.
-func handlePanic(x *exchange, r *http.Request, value any) {
+func handlePanic(x *responseWriter, r *http.Request, value any) {
 	if value == http.ErrAbortHandler {
 		panic(value)
 	}
@@ -1947,7 +1939,7 @@ func LoggingWith(cfg *LoggingConfig) Middleware {
 				next.ServeHTTP(w, r)
 				return
 			}
-			x := exchangeOf(w, r)
+			x := responseWriterOf(w, r)
 			recovers, path := x.recovers, r.URL.Path // a handler may change the path
 			start := time.Now()
 			returned := false
@@ -1979,7 +1971,7 @@ func LoggingWith(cfg *LoggingConfig) Middleware {
 	}
 }
 
-func (c *LoggingConfig) log(x *exchange, r *http.Request, path string, start, end time.Time, status int, aborted bool) {
+func (c *LoggingConfig) log(x *responseWriter, r *http.Request, path string, start, end time.Time, status int, aborted bool) {
 	level := slog.LevelInfo
 	if status >= 500 {
 		level = slog.LevelError
@@ -2079,17 +2071,17 @@ func (c *CompressionConfig) withDefaults() (CompressionConfig, error) {
 	case d.MinSize < 0:
 		d.MinSize = 1 // an empty body only grows
 	}
-	var faults faultList
+	var errs errorList
 	if d.Level < gzip.BestSpeed || d.Level > gzip.BestCompression {
-		faults.add("Level: %d is not between %d and %d", d.Level, gzip.BestSpeed, gzip.BestCompression)
+		errs.add("Level: %d is not between %d and %d", d.Level, gzip.BestSpeed, gzip.BestCompression)
 	}
 	d.Types = slices.Clone(d.Types)
 	for i, pattern := range d.Types {
 		d.Types[i] = strings.ToLower(pattern)
 		if _, err := path.Match(pattern, ""); err != nil {
-			faults.add("Types: %q: %w", pattern, err)
+			errs.add("Types: %q: %w", pattern, err)
 		} else if !strings.Contains(pattern, "/") {
-			faults.add("Types: %q: a media type has a slash", pattern)
+			errs.add("Types: %q: a media type has a slash", pattern)
 		}
 	}
 	var codings []string
@@ -2097,11 +2089,11 @@ func (c *CompressionConfig) withDefaults() (CompressionConfig, error) {
 	for i, e := range d.Encoders {
 		switch {
 		case !isCoding(e.Coding):
-			faults.add("Encoders: %d: Coding: %q is not the name of a coding in lower case", i+1, e.Coding)
+			errs.add("Encoders: %d: Coding: %q is not the name of a coding in lower case", i+1, e.Coding)
 		case slices.Contains(codings, e.Coding):
-			faults.add("Encoders: %d: Coding: %q is there twice", i+1, e.Coding)
+			errs.add("Encoders: %d: Coding: %q is there twice", i+1, e.Coding)
 		case e.New == nil:
-			faults.add("Encoders: %d: New: is required for %q", i+1, e.Coding)
+			errs.add("Encoders: %d: New: is required for %q", i+1, e.Coding)
 		}
 		codings = append(codings, e.Coding)
 	}
@@ -2111,7 +2103,7 @@ func (c *CompressionConfig) withDefaults() (CompressionConfig, error) {
 			return z
 		}})
 	}
-	return d, errors.Join(faults...)
+	return d, errors.Join(errs...)
 }
 
 // isCoding reports whether a name can be that of a coding which Accept-Encoding
@@ -2212,7 +2204,7 @@ func (h *compressHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if coding := negotiate(r.Header, h.codings...); coding != "" {
 		z.encoding = h.encodings[slices.Index(h.codings, coding)]
 	}
-	if replyBegun(w) {
+	if responseStarted(w) {
 		z.state = compressPlain
 	}
 	h.next.ServeHTTP(z, r)
@@ -2804,22 +2796,22 @@ func releaseTimeout(w http.ResponseWriter) bool {
 	return true
 }
 
-// muteReply aborts a response that has started: the client sees that it is not
+// abortResponse aborts a response that has started: the client sees that it is not
 // whole, and what the handler still writes, an error's text for one, goes
 // nowhere. It reports whether that is certain, which it is not where no deadline
 // can be set. One in the past resets an HTTP/2 stream at once. On HTTP/1 it makes
 // net/http's last flush fail, and net/http closes the connection.
-func muteReply(w http.ResponseWriter) bool {
+func abortResponse(w http.ResponseWriter) bool {
 	err := http.NewResponseController(w).SetWriteDeadline(time.Unix(1, 0))
 	for ; w != nil; w = unwrap(w) {
-		if x, ok := w.(*exchange); ok {
-			x.muted.Store(true)
+		if x, ok := w.(*responseWriter); ok {
+			x.aborted.Store(true)
 		}
 	}
 	switch {
 	case err == nil:
 		return true
-	case errors.Is(err, errCut), errors.Is(err, errFinished), errors.Is(err, http.ErrHandlerTimeout): // ErrTimeout is that
+	case errors.Is(err, errAborted), errors.Is(err, errFinished), errors.Is(err, http.ErrHandlerTimeout): // ErrTimeout is that
 		return true // the response had ended before
 	case errors.Is(err, net.ErrClosed), errors.Is(err, io.ErrClosedPipe):
 		return true // and so had the connection
@@ -2827,15 +2819,15 @@ func muteReply(w http.ResponseWriter) bool {
 	return false
 }
 
-// replyBegun reports whether a status has been chosen for the response, as far as
+// responseStarted reports whether a status has been chosen for the response, as far as
 // the wrappers of this package know. It asks timeout.go's by their method
-// replyBegun, and goes no further: the writers around them may be in use.
-func replyBegun(w http.ResponseWriter) bool {
+// responseStarted, and goes no further: the writers around them may be in use.
+func responseStarted(w http.ResponseWriter) bool {
 	for ; w != nil; w = unwrap(w) {
 		switch x := w.(type) {
-		case interface{ replyBegun() bool }:
-			return x.replyBegun()
-		case *exchange:
+		case interface{ responseStarted() bool }:
+			return x.responseStarted()
+		case *responseWriter:
 			if x.status != 0 || x.outermost {
 				return x.status != 0
 			}
@@ -2848,10 +2840,10 @@ func replyBegun(w http.ResponseWriter) bool {
 	return false
 }
 
-// cutReply is muteReply for a handler's own goroutine. It panics with
+// abortResponseOrPanic is abortResponse for a handler's own goroutine. It panics with
 // [http.ErrAbortHandler] where nothing else aborts the response of a server.
-func cutReply(w http.ResponseWriter, r *http.Request) {
-	if !muteReply(w) && r.Context().Value(http.ServerContextKey) != nil {
+func abortResponseOrPanic(w http.ResponseWriter, r *http.Request) {
+	if !abortResponse(w) && r.Context().Value(http.ServerContextKey) != nil {
 		panic(http.ErrAbortHandler)
 	}
 }
@@ -2915,7 +2907,7 @@ func logSuperfluous(ctx context.Context, status int) {
 // isWrapper reports whether a function is one of those that pass a WriteHeader
 // on.
 func isWrapper(function string) bool {
-	return strings.HasPrefix(function, "net/http.") || strings.Contains(function, ".(*exchange).") ||
+	return strings.HasPrefix(function, "net/http.") || strings.Contains(function, ".(*responseWriter).") ||
 		strings.Contains(function, ".(*compressWriter).") || strings.Contains(function, ".(*timeoutWriter).")
 }
 
@@ -2946,9 +2938,9 @@ type rollingDeadline struct {
 // that may last longer than WriteTimeout.
 const writeAllowance = 15 * time.Second
 
-// replyGrace is how much later than the end of a request's time a response may be
+// responseGrace is how much later than the end of a request's time a response may be
 // written that says so.
-const replyGrace = 5 * time.Second
+const responseGrace = 5 * time.Second
 
 // writeTimeoutOf returns the WriteTimeout of the server of the request with this
 // context, 0 if there is none.

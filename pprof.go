@@ -73,7 +73,7 @@ func (c *ProfilingConfig) withDefaults() (ProfilingConfig, error) {
 	}
 	d.MaxDuration = cmp.Or(d.MaxDuration, 5*time.Minute)
 
-	var errs faultList
+	var errs errorList
 	check := func(field string, value any, negative bool) {
 		if negative {
 			errs.add("%s: %v is negative", field, value)
@@ -244,7 +244,7 @@ func (p *Profiler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 
 	name := strings.TrimPrefix(r.URL.Path, profilingPath)
-	if (name != "symbol" || r.Method != http.MethodPost) && !onlyReads(w, r) {
+	if (name != "symbol" || r.Method != http.MethodPost) && !requireGetOrHead(w, r) {
 		return
 	}
 	if name == "symbol" {
@@ -519,7 +519,7 @@ func sendProfile(w http.ResponseWriter, r *http.Request, body []byte) {
 		return
 	}
 	if _, err := (rollingDeadline{w, writeAllowance}).write(body); err != nil {
-		cutReply(w, r)
+		abortResponseOrPanic(w, r)
 	}
 }
 
@@ -578,7 +578,7 @@ const (
 // which ends a request too. It panics, naming each, if the Profiler has no
 // FlightRecorder, threshold is not positive, or dir is not a directory.
 func (p *Profiler) SlowRequests(threshold time.Duration, dir string) Middleware {
-	var errs faultList
+	var errs errorList
 	if p.config.FlightRecorder == 0 {
 		errs.add("FlightRecorder: SlowRequests needs one")
 	}
@@ -594,7 +594,7 @@ func (p *Profiler) SlowRequests(threshold time.Duration, dir string) Middleware 
 	return func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			s := &slowWriter{
-				exchange: exchangeOf(w, r), profiler: p, threshold: threshold, dir: dir,
+				responseWriter: responseWriterOf(w, r), profiler: p, threshold: threshold, dir: dir,
 				request: r, path: r.URL.Path, start: time.Now(),
 			}
 			defer s.end()
@@ -606,7 +606,7 @@ func (p *Profiler) SlowRequests(threshold time.Duration, dir string) Middleware 
 // slowWriter is the handler's ResponseWriter behind SlowRequests. It sees when a
 // request ends.
 type slowWriter struct {
-	*exchange
+	*responseWriter
 	profiler  *Profiler
 	threshold time.Duration
 	dir       string
@@ -616,7 +616,7 @@ type slowWriter struct {
 	ended     atomic.Bool
 }
 
-func (s *slowWriter) Unwrap() http.ResponseWriter { return s.exchange }
+func (s *slowWriter) Unwrap() http.ResponseWriter { return s.responseWriter }
 
 // releaseTimeout is called by the function releaseTimeout in conduit.go, just
 // before the first byte of a response that outlives a timeout by nature.
@@ -626,7 +626,7 @@ func (s *slowWriter) releaseTimeout() bool {
 }
 
 func (s *slowWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
-	conn, buf, err := s.exchange.Hijack()
+	conn, buf, err := s.responseWriter.Hijack()
 	if err == nil {
 		s.end()
 	}

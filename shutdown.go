@@ -65,12 +65,12 @@ func (c *ShutdownConfig) withDefaults() (ShutdownConfig, error) {
 	}
 	defaults := DefaultShutdownConfig()
 	d.Timeout = cmp.Or(d.Timeout, defaults.Timeout)
-	var faults faultList
-	faults.addShort("Timeout", d.Timeout)
-	faults.addShort("HookTimeout", d.HookTimeout)
-	faults.addShort("Delay", d.Delay)
-	if len(faults) > 0 {
-		return d, errors.Join(faults...)
+	var errs errorList
+	errs.addShort("Timeout", d.Timeout)
+	errs.addShort("HookTimeout", d.HookTimeout)
+	errs.addShort("Delay", d.Delay)
+	if len(errs) > 0 {
+		return d, errors.Join(errs...)
 	}
 	if d.Timeout > 0 {
 		if max(d.Delay, 0)+max(d.HookTimeout, 0) >= d.Timeout {

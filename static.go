@@ -173,7 +173,7 @@ func (c *FileServerConfig) withDefaults() (FileServerConfig, error) {
 	d.Recheck = cmp.Or(d.Recheck, time.Second)
 	prefix := strings.TrimSuffix(d.Prefix, "/")
 
-	var errs faultList
+	var errs errorList
 	switch {
 	case d.Dir == "" && d.FS == nil:
 		errs.add("Dir: is required, or FS")
@@ -236,7 +236,7 @@ func (f *FileServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	// conditions and large files go on to serveContent. revalidate finds that a
 	// file has changed, serveContent that it has since the last look. serveError
 	// answers for a missing file.
-	if !onlyReads(w, r) {
+	if !requireGetOrHead(w, r) {
 		return
 	}
 	if r.URL.RawPath == "" {
@@ -420,8 +420,8 @@ func (f *FileServer) revalidate(ctx context.Context, key, name string) (*fileEnt
 	}
 
 	e := old
-	unchanged := err == nil && old != nil && old.stable && sameFile(info, old.variants[0].info) &&
-		slices.EqualFunc(f.sidecarsOf(name, info), old.sidecars, sameFile)
+	unchanged := err == nil && old != nil && old.stable && fileUnchanged(info, old.variants[0].info) &&
+		slices.EqualFunc(f.sidecarsOf(name, info), old.sidecars, fileUnchanged)
 	if err == nil && !unchanged {
 		// A substring would keep the whole request line in memory.
 		e, err = f.buildEntry(strings.Clone(key), strings.Clone(name))
@@ -613,7 +613,7 @@ func (f *FileServer) serveContent(w http.ResponseWriter, r *http.Request, e *fil
 		if err == nil {
 			defer file.Close()
 		}
-		if err != nil || !sameFile(opened, v.info) {
+		if err != nil || !fileUnchanged(opened, v.info) {
 			f.cache.put(e.key, nil) // the next request looks again
 			if original := &e.variants[0]; v != original {
 				f.serveContent(w, r, e, original)
@@ -636,7 +636,7 @@ func (f *FileServer) serveContent(w http.ResponseWriter, r *http.Request, e *fil
 
 	h, modified := w.Header(), e.modified
 	e.setBodyHeader(h, v, r.URL.RawQuery)
-	if !sameFile(info, v.info) { // it has just changed: there are no validators
+	if !fileUnchanged(info, v.info) { // it has just changed: there are no validators
 		delete(h, "Etag")
 		delete(h, "Last-Modified")
 		modified = time.Time{}
@@ -877,7 +877,7 @@ func (f *FileServer) readFile(name string) (v fileVariant, data []byte, err erro
 	v = fileVariant{
 		name:   name,
 		info:   info,
-		stable: !young && sameFile(info, after),
+		stable: !young && fileUnchanged(info, after),
 		tag:    base64.RawURLEncoding.EncodeToString(hash.Sum(nil)[:15]), // 120 bits
 		ranges: seeks,
 		size:   info.Size(),
@@ -946,7 +946,7 @@ func (f *FileServer) addSidecars(e *fileEntry, name string) {
 			continue
 		}
 		v, _, err := f.readFile(name + sidecarCodings[i].suffix)
-		if err != nil || !v.stable || !sameFile(v.info, info) {
+		if err != nil || !v.stable || !fileUnchanged(v.info, info) {
 			e.sidecars[i] = nil
 			continue
 		}

@@ -324,10 +324,10 @@ func streamFailed(w http.ResponseWriter, r *http.Request, err error, started boo
 	}
 	Logger(ctx).Log(ctx, level, "stream failed", "method", r.Method, "path", r.URL.Path, "pattern", r.Pattern, "err", err.Error())
 	switch {
-	case started, replyBegun(w):
+	case started, responseStarted(w):
 		// The stream has aborted it.
 	case disconnected:
-		cutReply(w, r)
+		abortResponseOrPanic(w, r)
 	default:
 		http.Error(w, http.StatusText(http.StatusInternalServerError), http.StatusInternalServerError)
 	}
@@ -638,14 +638,14 @@ func (c *SSEBrokerConfig) withDefaults() (SSEBrokerConfig, error) {
 	}
 	d.Replay = max(cmp.Or(d.Replay, 256), 0)
 	d.Queue = cmp.Or(d.Queue, d.Replay, 256)
-	var faults faultList
+	var errs errorList
 	if d.Queue < 0 {
-		faults.add("Queue: %d is negative", d.Queue)
+		errs.add("Queue: %d is negative", d.Queue)
 	}
 	if d.MaxClients < 0 {
-		faults.add("MaxClients: %d is negative", d.MaxClients)
+		errs.add("MaxClients: %d is negative", d.MaxClients)
 	}
-	return d, errors.Join(faults...)
+	return d, errors.Join(errs...)
 }
 
 // SSEBroker is a handler that sends every event which is published to all of its
@@ -749,7 +749,7 @@ func (b *SSEBroker) wakeLocked() {
 // ServeHTTP sends events until the client disconnects, the broker is closed or
 // the server drains. Methods other than GET and HEAD get 405.
 func (b *SSEBroker) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if !onlyReads(w, r) {
+	if !requireGetOrHead(w, r) {
 		return
 	}
 	// Before the header goes out: a client that has it misses nothing.
@@ -1026,9 +1026,9 @@ func (s *streamResponse) withLock(f func() error) error {
 	switch {
 	case !s.started, errors.Is(s.err, errStreamClosed):
 	case s.document:
-		cutReply(s.w, s.r)
+		abortResponseOrPanic(s.w, s.r)
 	default:
-		muteReply(s.w)
+		abortResponse(s.w)
 	}
 	return s.err
 }
@@ -1064,11 +1064,11 @@ func (s *streamResponse) end(err error) {
 	if cause := context.Cause(s.ctx); cause != nil && !errors.Is(err, cause) {
 		s.err = fmt.Errorf("conduit: stream: %w: %w", cause, err)
 	}
-	s.started = s.started || replyBegun(s.w)
+	s.started = s.started || responseStarted(s.w)
 	if limit := writeTimeoutOf(s.ctx); !s.started && s.r.ProtoMajor > 1 && limit > 0 {
 		// The handler gets back the time that open has taken from it.
 		if d, ok := s.ctx.Deadline(); ok {
-			limit = max(limit, time.Until(d)+replyGrace)
+			limit = max(limit, time.Until(d)+responseGrace)
 		}
 		s.deadline.set(time.Now().Add(limit))
 	}

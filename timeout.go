@@ -74,15 +74,15 @@ func (c *TimeoutConfig) withDefaults() (TimeoutConfig, error) {
 			d.ContentType = "application/json"
 		}
 	}
-	var faults faultList
+	var errs errorList
 	if d.Duration <= 0 {
-		faults.add("Duration: %v is not positive", d.Duration)
+		errs.add("Duration: %v is not positive", d.Duration)
 	}
-	faults.addShort("Duration", d.Duration)
+	errs.addShort("Duration", d.Duration)
 	if d.Status < 400 || d.Status > 599 {
-		faults.add("Status: %d is not an error, 400 to 599", d.Status)
+		errs.add("Status: %d is not an error, 400 to 599", d.Status)
 	}
-	return d, errors.Join(faults...)
+	return d, errors.Join(errs...)
 }
 
 // Timeout responds with 503 for a handler that has not started its response after
@@ -393,13 +393,13 @@ var _ fullWriter = (*timeoutWriter)(nil)
 // extendWriteDeadline moves the connection's write deadline past the timeout's
 // if it is sooner. net/http sets it anew for the next request.
 func (t *timeoutWriter) extendWriteDeadline() {
-	if d := writeTimeoutOf(t.Context); d == 0 || d >= t.handler.Duration+replyGrace {
+	if d := writeTimeoutOf(t.Context); d == 0 || d >= t.handler.Duration+responseGrace {
 		return
 	}
 	if outer, ok := t.Context.Value(timeoutKey{}).(*timeoutWriter); ok && outer.deadline.After(t.deadline) {
 		return
 	}
-	http.NewResponseController(t.ResponseWriter).SetWriteDeadline(t.deadline.Add(replyGrace))
+	http.NewResponseController(t.ResponseWriter).SetWriteDeadline(t.deadline.Add(responseGrace))
 }
 
 // checkOpen returns the error with which a use is refused, nil if it is not.
@@ -641,9 +641,9 @@ func (t *timeoutWriter) releaseTimeout() bool {
 	return t.state.CompareAndSwap(timeoutRunning, timeoutReleased) || t.state.Load() != timeoutFired
 }
 
-// replyBegun reports whether the handler has started its response. The function
-// replyBegun in conduit.go calls it.
-func (t *timeoutWriter) replyBegun() bool { return t.started.Load() }
+// responseStarted reports whether the handler has started its response. The function
+// responseStarted in conduit.go calls it.
+func (t *timeoutWriter) responseStarted() bool { return t.started.Load() }
 
 // endInTime notes that the handler has ended and reports whether that was in
 // time.
