@@ -1031,9 +1031,7 @@ func (h *serverHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	x := &responseWriter{ResponseWriter: w, incoming: r, server: h.server, outermost: true}
 	h.server.requests.Add(1)
 	defer x.finish()
-	if h.options && r.RequestURI == "*" && r.Method == http.MethodOptions {
-		x.Header().Set("Content-Length", "0") // a ping (RFC 9110, Section 9.3.7)
-	} else {
+	if !h.options || r.RequestURI != "*" || r.Method != http.MethodOptions { // a ping (RFC 9110, Section 9.3.7)
 		h.next.ServeHTTP(x, r)
 	}
 	x.returned = true
