@@ -1268,12 +1268,10 @@ type responseWriter struct {
 	aborted   atomic.Bool  // by abortResponse: what is still written goes nowhere
 	deadline  atomic.Int64 // of writes, in Unix nanoseconds; 0 until it is set, or noDeadline
 
-	id       string
-	idHeader [1]string // id, as the value of a header field
-
-	status   int   // 0 until the header is written; never informational
-	bytes    int64 // of the body, as the handler wrote it
-	flushed  bool  // nothing was written since the last flush
+	id       [1]string // set by RequestID, as the value of its field
+	status   int       // 0 until the header is written; never informational
+	bytes    int64     // of the body, as the handler wrote it
+	flushed  bool      // nothing was written since the last flush
 	hijacked bool
 	recovers bool // set by Recovery, before what is inside of it runs
 }
@@ -1288,11 +1286,11 @@ func responseWriterOf(w http.ResponseWriter, r *http.Request) *responseWriter {
 	x := &responseWriter{ResponseWriter: w, incoming: r}
 	for w = unwrap(w); w != nil; w = unwrap(w) {
 		if outer, ok := w.(*responseWriter); ok {
-			x.server, x.id, x.recovers = outer.server, outer.id, outer.recovers
+			x.server, x.id[0], x.recovers = outer.server, outer.id[0], outer.recovers
 			return x
 		}
 	}
-	x.server, x.id = serverFrom(r.Context()), RequestIDFrom(r.Context())
+	x.server, x.id[0] = serverFrom(r.Context()), RequestIDFrom(r.Context())
 	return x
 }
 
@@ -1728,7 +1726,7 @@ func RequestID() Middleware {
 		checkHandler("RequestID", next)
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			x := responseWriterOf(w, r)
-			if x.id != "" {
+			if x.id[0] != "" {
 				next.ServeHTTP(x, r)
 				return
 			}
@@ -1742,12 +1740,11 @@ func RequestID() Middleware {
 // identify gives the request an id, and makes its responseWriter its context.
 func (x *responseWriter) identify(r *http.Request) {
 	if in := r.Header[requestIDField]; len(in) == 1 && isRequestID(in[0]) {
-		x.id = in[0]
+		x.id[0] = in[0]
 	} else {
-		x.id = rand.Text()
+		x.id[0] = rand.Text()
 	}
-	x.idHeader[0] = x.id
-	x.Header()[requestIDField] = x.idHeader[:]
+	x.Header()[requestIDField] = x.id[:]
 	x.Context = r.Context()
 	x.request = copyRequest(r, x)
 }
@@ -1772,7 +1769,7 @@ func isRequestID(id string) bool {
 // context, and "" without one.
 func RequestIDFrom(ctx context.Context) string {
 	if x, ok := ctx.Value(responseWriterKey{}).(*responseWriter); ok {
-		return x.id
+		return x.id[0]
 	}
 	return ""
 }
@@ -1823,8 +1820,8 @@ func handlePanic(x *responseWriter, r *http.Request, value any) {
 		slog.String("err", fmt.Sprint(value)),
 		slog.String("stack", string(stack)),
 	}
-	if x.id != "" {
-		attrs = append(attrs, slog.String("request_id", x.id))
+	if x.id[0] != "" {
+		attrs = append(attrs, slog.String("request_id", x.id[0]))
 	}
 	x.logger().LogAttrs(r.Context(), slog.LevelError, message, attrs...)
 	if x.status != 0 || x.hijacked {
@@ -1990,8 +1987,8 @@ func (c *LoggingConfig) log(x *responseWriter, r *http.Request, path string, sta
 		slog.Duration("duration", end.Sub(start)),
 		slog.String("remote", r.RemoteAddr),
 	)
-	if x.id != "" {
-		attrs = append(attrs, slog.String("request_id", x.id))
+	if x.id[0] != "" {
+		attrs = append(attrs, slog.String("request_id", x.id[0]))
 	}
 	if aborted {
 		attrs = append(attrs, slog.Bool("aborted", true))
