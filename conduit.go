@@ -2313,8 +2313,9 @@ func (z *compressWriter) decide(status int) int {
 		addVary(h, "Accept-Encoding") // RFC 9110, Section 15.3.7: as in the 200
 		return compressPlain
 	}
+	trailers := h["Trailer"]
 	for _, name := range bodyFields {
-		if len(h[name]) > 0 || hasMember(h["Trailer"], name) {
+		if len(h[name]) > 0 || hasMember(trailers, name) {
 			return compressPlain
 		}
 	}
@@ -2325,7 +2326,7 @@ func (z *compressWriter) decide(status int) int {
 		addVary(h, "Accept-Encoding")
 	}
 	z.declared = contentLength(h)
-	trailer := len(h["Trailer"]) > 0 // its fields must not be there when the header is written
+	trailer := len(trailers) > 0 // its fields must not be there when the header is written
 	known := z.encoding == nil || z.declared >= 0 || trailer
 	switch {
 	case typed && known && z.shouldCompress(0, trailer):
