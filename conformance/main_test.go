@@ -48,6 +48,13 @@ const patience = time.Minute
 
 func TestMain(m *testing.M) {
 	slog.SetDefault(slog.New(slog.DiscardHandler))
+	if os.Getenv(sendfileVariable) != "" {
+		if err := sendfileProgram(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
 	status := m.Run()
 	closeBrowser()
 	os.Exit(status)
