@@ -164,15 +164,6 @@ func TestNewCopiesItsConfig(t *testing.T) {
 	}
 }
 
-func TestServerSpeaksEachProtocol(t *testing.T) {
-	eachProtocol(t, func(t *testing.T, p protocol) {
-		url := serveHandler(t, p, nil, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, r.Proto) }))
-		if got := get(t, p.client(t), url).body; got != p.proto {
-			t.Errorf("server saw %s, want %s", got, p.proto)
-		}
-	})
-}
-
 func TestHTTP2IsOffWhereItIsNotEnabled(t *testing.T) {
 	pair := tls.Config{Certificates: []tls.Certificate{testCertificate().pair}}
 	forClient := func(protos ...string) *tls.Config {
@@ -514,16 +505,11 @@ func TestHeadersThatAreTooLargeGet431(t *testing.T) {
 			size = 8<<10 + 100 // far more than the limit gets a GOAWAY
 		}
 		req.Header.Set("X-Large", strings.Repeat("x", size))
-		res, err := p.client(t).Do(req)
-		switch {
-		case err == nil:
-			res.Body.Close()
-			if res.StatusCode != http.StatusRequestHeaderFieldsTooLarge {
-				t.Errorf("status = %d, want 431", res.StatusCode)
-			}
-		case p.http1 || !strings.Contains(err.Error(), "larger than peer's advertised limit"):
-			// An HTTP/2 client that has the server's settings by now does not ask.
-			t.Error(err)
+		got, err := try(p.client(t), req)
+		// An HTTP/2 client that has the server's settings by now does not ask.
+		refused := err != nil && !p.http1 && strings.Contains(err.Error(), "larger than peer's advertised limit")
+		if got.status != http.StatusRequestHeaderFieldsTooLarge && !refused {
+			t.Errorf("a header of %d bytes: %d, %v; want 431", size, got.status, err)
 		}
 		if got := get(t, p.client(t), url); got.body != "ok" {
 			t.Errorf("afterwards %+v, want ok", got)
@@ -790,13 +776,21 @@ func sendRaw(t *testing.T, url, request string) (res *http.Response, body string
 // in them has ended.
 func TestWritesAfterAMiddlewareHasEndedPass(t *testing.T) {
 	for name, inner := range wrappers {
-		for _, written := range []string{"", "found, "} {
-			h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		for _, tt := range []struct {
+			method, written, body, late string
+			status                      int
+		}{
+			{"GET", "", "not found", "1", 404},
+			{"HEAD", "", "", "1", 404},
+			{"GET", "found, ", "found, not found", "", 200},
+			{"HEAD", "found, ", "", "", 200},
+		} {
+			url := serveHandler(t, http1Protocol, nil, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				inner(http.HandlerFunc(func(inside http.ResponseWriter, r *http.Request) {
 					w = inside
 					w.Header().Set("X-Early", "1")
-					if written != "" {
-						io.WriteString(w, written)
+					if tt.written != "" {
+						io.WriteString(w, tt.written)
 					}
 				})).ServeHTTP(w, r)
 				w.Header().Set("X-Late", "1")
@@ -807,20 +801,10 @@ func TestWritesAfterAMiddlewareHasEndedPass(t *testing.T) {
 				if err := http.NewResponseController(w).Flush(); err != nil {
 					t.Errorf("%s: Flush = %v, want nil", name, err)
 				}
-			})
-			url := serveHandler(t, http1Protocol, nil, h)
-			for _, method := range []string{"GET", "HEAD"} {
-				got := compressionGet(t, http.DefaultClient, url, method, nil)
-				want, status, late := "not found", http.StatusNotFound, "1"
-				if written != "" {
-					want, status, late = "found, not found", http.StatusOK, ""
-				}
-				if method == "HEAD" {
-					want = ""
-				}
-				if got.status != status || got.body != want || got.header.Get("X-Early") != "1" || got.header.Get("X-Late") != late {
-					t.Errorf("%s, %s, written before %q: %d %q %v, want %d %q", name, method, written, got.status, got.body, got.header, status, want)
-				}
+			}))
+			got := compressionGet(t, http.DefaultClient, url, tt.method, nil)
+			if got.status != tt.status || got.body != tt.body || got.header.Get("X-Early") != "1" || got.header.Get("X-Late") != tt.late {
+				t.Errorf("%s, %s, written before %q: %d %q %v, want %d %q", name, tt.method, tt.written, got.status, got.body, got.header, tt.status, tt.body)
 			}
 		}
 	}
@@ -1203,7 +1187,7 @@ func TestHealthOfAProberThatGivesUp(t *testing.T) {
 func TestProgrammersMistakesPanic(t *testing.T) {
 	srv := newServer(t, conduit.DefaultConfig(http.NotFoundHandler()))
 	const notMade, tooShort = "conduit: Server: was not made by New", "too short; is a unit such as time.Second missing?"
-	newEncoder := func() conduit.EncodingWriter { return new(bracketEncoder) }
+	newEncoder := func() conduit.EncodingWriter { return gzip.NewWriter(nil) }
 	compression := func(cfg conduit.CompressionConfig) func() { return func() { conduit.CompressionWith(&cfg) } }
 	encoder := func(encoders ...conduit.Encoder) func() {
 		return compression(conduit.CompressionConfig{Encoders: encoders})
@@ -1416,19 +1400,15 @@ func TestRecoveryResponds500(t *testing.T) {
 						}
 						tt.end()
 					})))
-					res, err := p.client(t).Get(url + "/path?token=secret")
-					if err != nil {
-						t.Fatal(err)
-					}
-					defer res.Body.Close()
-					body, err := io.ReadAll(res.Body)
+					req, _ := http.NewRequest("GET", url+"/path?token=secret", nil)
+					got, err := try(p.client(t), req)
 					if err != nil && !(tt.message == goexit && !p.http1) { // HTTP/2 resets the stream after it
 						t.Error(err)
 					}
-					if res.StatusCode != 500 || string(body) != "Internal Server Error\n" {
-						t.Errorf("got %d %q, want a plain 500", res.StatusCode, body)
+					if got.status != 500 || got.body != "Internal Server Error\n" {
+						t.Errorf("got %d %q, want a plain 500", got.status, got.body)
 					}
-					nothingIsLeft(t, res.Header)
+					nothingIsLeft(t, got.header)
 
 					lines := logs.find(tt.message)
 					if len(lines) != 1 || lines[0]["level"] != "ERROR" || lines[0]["path"] != "/path" || lines[0]["request_id"] == nil {
@@ -1473,12 +1453,13 @@ func TestRecoveryAbortsAResponseThatHasStarted(t *testing.T) {
 			panic(value)
 		}
 	}
+	recovery := conduit.Chain(conduit.Recovery(), conduit.Logging())
 	chains := map[string]conduit.Middleware{
-		"alone":               conduit.Chain(conduit.Recovery(), conduit.Logging()),
-		"outside Timeout":     conduit.Chain(conduit.Recovery(), conduit.Logging(), conduit.Timeout(time.Minute)),
-		"outside FastTimeout": conduit.Chain(conduit.Recovery(), conduit.Logging(), conduit.FastTimeout(time.Minute)),
-		"outside Compression": conduit.Chain(conduit.Recovery(), conduit.Logging(), conduit.Compression()),
-		"inside Timeout":      conduit.Chain(conduit.Timeout(time.Minute), conduit.Recovery(), conduit.Logging()),
+		"alone":               recovery,
+		"outside Timeout":     conduit.Chain(recovery, conduit.Timeout(time.Minute)),
+		"outside FastTimeout": conduit.Chain(recovery, conduit.FastTimeout(time.Minute)),
+		"outside Compression": conduit.Chain(recovery, conduit.Compression()),
+		"inside Timeout":      conduit.Chain(conduit.Timeout(time.Minute), recovery),
 	}
 	eachProtocol(t, func(t *testing.T, p protocol) {
 		for _, tt := range []struct {
@@ -1492,22 +1473,17 @@ func TestRecoveryAbortsAResponseThatHasStarted(t *testing.T) {
 			{"source that panics", func(w http.ResponseWriter, r *http.Request) { io.Copy(w, &panicReader{reads: 4}) }, 1},
 		} {
 			for name, chain := range chains {
-				t.Run(tt.name+"/"+name, func(t *testing.T) {
-					var logs logBuffer
-					if res, err := p.client(t).Get(serveHandler(t, p, &logs, chain(tt.handler))); err == nil {
-						body, err := io.ReadAll(res.Body)
-						res.Body.Close()
-						if err == nil {
-							t.Errorf("read %d bytes as a whole response, want an error", len(body))
-						}
-					}
-					if line := logs.request(t); line["status"] != 200.0 || line["aborted"] != true {
-						t.Errorf("logged %v, want status 200, aborted", line)
-					}
-					if n, others := len(logs.find("panic")), len(logs.find("net/http")); n != tt.panics || others != 0 {
-						t.Errorf("%d panics logged, want %d:\n%s", n, tt.panics, logs.String())
-					}
-				})
+				var logs logBuffer
+				req, _ := http.NewRequest("GET", serveHandler(t, p, &logs, chain(tt.handler)), nil)
+				if got, err := try(p.client(t), req); err == nil {
+					t.Errorf("%s, %s: read %d bytes as a whole response, want an error", tt.name, name, len(got.body))
+				}
+				if line := logs.request(t); line["status"] != 200.0 || line["aborted"] != true {
+					t.Errorf("%s, %s: logged %v, want status 200, aborted", tt.name, name, line)
+				}
+				if n, others := len(logs.find("panic")), len(logs.find("net/http")); n != tt.panics || others != 0 {
+					t.Errorf("%s, %s: logged %s, want %d panics", tt.name, name, logs.String(), tt.panics)
+				}
 			}
 		}
 	})
@@ -1564,114 +1540,94 @@ func TestLogLine(t *testing.T) {
 }
 
 func TestLogTellsWhatWasAborted(t *testing.T) {
+	type step = http.HandlerFunc
 	large := strings.Repeat("x", 100_000)
-	flush := func(w http.ResponseWriter) { http.NewResponseController(w).Flush() }
-	declare := func(w http.ResponseWriter, n int) { w.Header().Set("Content-Length", strconv.Itoa(n)) }
-	gone := func(r *http.Request) { <-r.Context().Done() }
-	tests := []struct {
+	text := func(text string) step {
+		return func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, text) }
+	}
+	declare := func(n int) step {
+		return func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("Content-Length", strconv.Itoa(n)) }
+	}
+	deadline := func(d time.Duration) step { // 0: none
+		return func(w http.ResponseWriter, _ *http.Request) {
+			at := time.Time{}
+			if d != 0 {
+				at = time.Now().Add(d)
+			}
+			http.NewResponseController(w).SetWriteDeadline(at)
+		}
+	}
+	status := func(status int) step {
+		return func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(status) }
+	}
+	flush := func(w http.ResponseWriter, _ *http.Request) { http.NewResponseController(w).Flush() }
+	gone := func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }
+	drained := func(_ http.ResponseWriter, r *http.Request) { <-conduit.Draining(r.Context()) }
+	long := func(http.ResponseWriter, *http.Request) { time.Sleep(20 * time.Second) } // beyond WriteTimeout
+	for _, tt := range []struct {
 		name    string
 		method  string
 		client  string // what it does once it has the first byte
-		handler http.HandlerFunc
+		handler []step
 		status  int
 		bytes   int
 		aborted bool
 	}{
-		{"client left before the response", "GET", "leave at once", func(w http.ResponseWriter, r *http.Request) { gone(r) }, 0, 0, true},
-		{"client left in the middle", "GET", "leave", func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, large); flush(w); gone(r) }, 200, 100_000, true},
-		{"client left after the declared end", "GET", "leave", func(w http.ResponseWriter, r *http.Request) {
-			declare(w, len(large))
-			io.WriteString(w, large)
-			flush(w)
-			gone(r)
-		}, 200, 100_000, false},
-		{"out of time to shut down", "GET", "shut down", func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "some"); flush(w); gone(r) }, 200, 4, true},
-		{"waited for by a drain", "GET", "drain", func(w http.ResponseWriter, r *http.Request) {
-			flush(w)
-			<-conduit.Draining(r.Context())
-			io.WriteString(w, "all")
-		}, 200, 3, false},
-		{"WriteTimeout", "GET", "", func(w http.ResponseWriter, r *http.Request) {
-			io.WriteString(w, "some")
-			flush(w)
-			time.Sleep(20 * time.Second)
-		}, 200, 4, true},
-		{"WriteTimeout after the declared end", "GET", "", func(w http.ResponseWriter, r *http.Request) {
-			declare(w, 4)
-			io.WriteString(w, "some")
-			flush(w)
-			time.Sleep(20 * time.Second)
-		}, 200, 4, false},
-		{"its own write deadline", "GET", "", func(w http.ResponseWriter, r *http.Request) {
-			io.WriteString(w, "some")
-			http.NewResponseController(w).SetWriteDeadline(time.Now())
-		}, 200, 4, true},
-		{"WriteTimeout lifted", "GET", "", func(w http.ResponseWriter, r *http.Request) {
-			http.NewResponseController(w).SetWriteDeadline(time.Time{})
-			time.Sleep(20 * time.Second)
-			io.WriteString(w, "all")
-		}, 200, 3, false},
-		{"less than declared", "GET", "", func(w http.ResponseWriter, r *http.Request) { declare(w, 5); io.WriteString(w, "some") }, 200, 4, true},
-		{"more than declared", "GET", "", func(w http.ResponseWriter, r *http.Request) {
-			declare(w, 4)
-			io.WriteString(w, "some")
-			flush(w)
-			io.WriteString(w, "more")
-		}, 200, 4, false},
-		{"HEAD", "HEAD", "", func(w http.ResponseWriter, r *http.Request) {
-			declare(w, len(large))
-			for range 3 {
-				io.WriteString(w, large)
-				flush(w)
-			}
-		}, 200, 0, false},
-		{"HEAD with a length alone", "HEAD", "", func(w http.ResponseWriter, r *http.Request) { declare(w, len(large)) }, 200, 0, false},
-		{"304 with a body", "GET", "", func(w http.ResponseWriter, r *http.Request) {
-			declare(w, len(large))
-			w.WriteHeader(304)
-			io.WriteString(w, large)
-		}, 304, 0, false},
-		{"nothing", "GET", "", func(w http.ResponseWriter, r *http.Request) {}, 200, 0, false},
-	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			eachProtocol(t, func(t *testing.T, p protocol) {
-				synctest.Test(t, func(t *testing.T) {
-					var logs logBuffer
-					ctx, leave := context.WithCancel(t.Context())
-					defer leave()
-					ended := make(chan struct{})
-					logging := conduit.Logging()(tt.handler)
-					srv, client, url := serveInBubble(t, p, &conduit.Config{Logger: logs.logger(), Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-						defer close(ended)
-						if tt.client == "leave at once" {
-							leave()
-						}
-						logging.ServeHTTP(w, r)
-					})})
-					req, _ := http.NewRequestWithContext(ctx, tt.method, url, nil)
-					if res, err := client.Do(req); err == nil {
-						switch tt.client {
-						case "leave":
-							io.ReadFull(res.Body, make([]byte, len(large)))
-							leave()
-							synctest.Wait()
-							client.CloseIdleConnections() // one that has brought a whole response is kept
-						case "drain":
-							go srv.Shutdown(ctx)
-						case "shut down":
-							now, cancel := context.WithTimeout(ctx, time.Millisecond)
-							defer cancel()
-							go srv.Shutdown(now)
-						}
-						io.Copy(io.Discard, res.Body)
-						res.Body.Close()
+		{"client left before the response", "GET", "leave at once", []step{gone}, 0, 0, true},
+		{"client left in the middle", "GET", "leave", []step{text(large), flush, gone}, 200, len(large), true},
+		{"client left after the declared end", "GET", "leave", []step{declare(len(large)), text(large), flush, gone}, 200, len(large), false},
+		{"out of time to shut down", "GET", "shut down", []step{text("some"), flush, gone}, 200, 4, true},
+		{"waited for by a drain", "GET", "drain", []step{flush, drained, text("all")}, 200, 3, false},
+		{"WriteTimeout", "GET", "", []step{text("some"), flush, long}, 200, 4, true},
+		{"WriteTimeout after the declared end", "GET", "", []step{declare(4), text("some"), flush, long}, 200, 4, false},
+		{"WriteTimeout lifted", "GET", "", []step{deadline(0), long, text("all")}, 200, 3, false},
+		{"its own write deadline", "GET", "", []step{text("some"), deadline(-1)}, 200, 4, true},
+		{"less than declared", "GET", "", []step{declare(5), text("some")}, 200, 4, true},
+		{"more than declared", "GET", "", []step{declare(4), text("some"), flush, text("more")}, 200, 4, false},
+		{"HEAD", "HEAD", "", []step{declare(len(large)), text(large), flush, text(large), flush}, 200, 0, false},
+		{"HEAD with a length alone", "HEAD", "", []step{declare(len(large))}, 200, 0, false},
+		{"304 with a body", "GET", "", []step{declare(len(large)), status(304), text(large)}, 304, 0, false},
+		{"nothing", "GET", "", nil, 200, 0, false},
+	} {
+		eachProtocol(t, func(t *testing.T, p protocol) {
+			synctest.Test(t, func(t *testing.T) {
+				var logs logBuffer
+				ctx, leave := context.WithCancel(t.Context())
+				defer leave()
+				ended := make(chan struct{})
+				h := conduit.Logging()(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					defer close(ended)
+					if tt.client == "leave at once" {
+						leave()
 					}
-					<-ended
-					if line := logs.request(t); line["status"] != float64(tt.status) || line["bytes"] != float64(tt.bytes) || (line["aborted"] == true) != tt.aborted {
-						t.Errorf("logged %v, want status %d, bytes %d, aborted %v", line, tt.status, tt.bytes, tt.aborted)
+					for _, step := range tt.handler {
+						step(w, r)
 					}
-				})
+				}))
+				srv, client, url := serveInBubble(t, p, &conduit.Config{Logger: logs.logger(), Handler: h})
+				req, _ := http.NewRequestWithContext(ctx, tt.method, url, nil)
+				if res, err := client.Do(req); err == nil {
+					switch tt.client {
+					case "leave":
+						io.ReadFull(res.Body, make([]byte, len(large)))
+						leave()
+						synctest.Wait()
+						client.CloseIdleConnections() // one that has brought a whole response is kept
+					case "drain":
+						go srv.Shutdown(ctx)
+					case "shut down":
+						now, cancel := context.WithTimeout(ctx, time.Millisecond)
+						defer cancel()
+						go srv.Shutdown(now)
+					}
+					io.Copy(io.Discard, res.Body)
+					res.Body.Close()
+				}
+				<-ended
+				synctest.Wait()
+				if line := logs.request(t); line["status"] != float64(tt.status) || line["bytes"] != float64(tt.bytes) || (line["aborted"] == true) != tt.aborted {
+					t.Errorf("%s: logged %v, want status %d, bytes %d, aborted %v", tt.name, line, tt.status, tt.bytes, tt.aborted)
+				}
 			})
 		})
 	}
@@ -1837,18 +1793,10 @@ func TestCompressionWithOtherEncoders(t *testing.T) {
 	encoder := func(coding string) conduit.Encoder {
 		return conduit.Encoder{Coding: coding, New: func() conduit.EncodingWriter {
 			made.Add(1)
-			return &bracketEncoder{name: coding}
+			return gzip.NewWriter(nil) // under another name
 		}}
 	}
 	text := strings.Repeat("text ", 400)
-	handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Set("Content-Type", "text/plain")
-		io.WriteString(w, text)
-		if r.URL.Path == "/flush" {
-			w.(http.Flusher).Flush()
-			io.WriteString(w, text)
-		}
-	})
 	for _, tt := range []struct {
 		encoders     []string
 		accept, want string
@@ -1870,59 +1818,24 @@ func TestCompressionWithOtherEncoders(t *testing.T) {
 		for _, coding := range tt.encoders {
 			cfg.Encoders = append(cfg.Encoders, encoder(coding))
 		}
-		h := conduit.CompressionWith(&cfg)(handler)
+		mw := conduit.CompressionWith(&cfg)
 		clear(cfg.Encoders) // they were copied
-		got := compressionRecord(t, h, "GET", http.Header{"Accept-Encoding": {tt.accept}})
-		body := got.body
-		if slices.Contains(tt.encoders, tt.want) {
-			body = strings.TrimSuffix(strings.TrimPrefix(body, tt.want+"["), "]")
-		} else {
-			body = compressionText(t, got)
+		url := serveHandler(t, http1Protocol, nil, mw(compressionHandler("text/plain", text)))
+		made.Store(0)
+		for range 20 {
+			got := compressionGet(t, http.DefaultClient, url, "GET", http.Header{"Accept-Encoding": {tt.accept}})
+			body := got.body
+			if tt.want != "" {
+				body = compressionDecode(t, body)
+			}
+			if coding := got.header.Get("Content-Encoding"); coding != tt.want || body != text || got.header.Get("Vary") != "Accept-Encoding" {
+				t.Fatalf("%q for %q: %q, body %.40q; want %q", tt.encoders, tt.accept, coding, body, tt.want)
+			}
 		}
-		if coding := got.header.Get("Content-Encoding"); coding != tt.want || body != text || got.header.Get("Vary") != "Accept-Encoding" {
-			t.Errorf("%q for %q: %q, body %.40q; want %q", tt.encoders, tt.accept, coding, got.body, tt.want)
-		}
-	}
-
-	url := serveHandler(t, http1Protocol, nil, conduit.CompressionWith(&conduit.CompressionConfig{Encoders: []conduit.Encoder{encoder("zstd")}})(handler))
-	made.Store(0)
-	for range 50 {
-		got := compressionGet(t, http.DefaultClient, url+"/flush", "GET", http.Header{"Accept-Encoding": {"zstd"}})
-		if want := "zstd[" + text + "|" + text + "]"; got.body != want {
-			t.Fatalf("got %.40q, want %.40q", got.body, want)
+		if own := slices.Contains(tt.encoders, tt.want); made.Load() == 20 || (made.Load() > 0) != own {
+			t.Errorf("%q for %q: %d writers made for 20 responses", tt.encoders, tt.accept, made.Load())
 		}
 	}
-	if made.Load() == 50 {
-		t.Error("no writer was used again")
-	}
-}
-
-// bracketEncoder compresses nothing and says where a body begins, is flushed and
-// ends.
-type bracketEncoder struct {
-	name string
-	dst  io.Writer
-	open bool
-}
-
-func (e *bracketEncoder) Reset(dst io.Writer) { e.dst, e.open = dst, false }
-
-func (e *bracketEncoder) Write(p []byte) (int, error) {
-	if !e.open {
-		e.open = true
-		io.WriteString(e.dst, e.name+"[")
-	}
-	return e.dst.Write(p)
-}
-
-func (e *bracketEncoder) Flush() error {
-	_, err := io.WriteString(e.dst, "|")
-	return err
-}
-
-func (e *bracketEncoder) Close() error {
-	_, err := io.WriteString(e.dst, "]")
-	return err
 }
 
 // FuzzAcceptEncoding holds the negotiation against one that is slow and plain.
@@ -1933,7 +1846,7 @@ func FuzzAcceptEncoding(f *testing.F) {
 	offers := []string{"zstd", "br", "gzip"} // in the server's order
 	var cfg conduit.CompressionConfig
 	for _, coding := range offers[:2] {
-		cfg.Encoders = append(cfg.Encoders, conduit.Encoder{Coding: coding, New: func() conduit.EncodingWriter { return new(bracketEncoder) }})
+		cfg.Encoders = append(cfg.Encoders, conduit.Encoder{Coding: coding, New: func() conduit.EncodingWriter { return gzip.NewWriter(nil) }})
 	}
 	h := conduit.CompressionWith(&cfg)(compressionHandler("text/plain", strings.Repeat("text ", 400)))
 	f.Fuzz(func(t *testing.T, value string) {
@@ -1945,23 +1858,19 @@ func FuzzAcceptEncoding(f *testing.F) {
 	})
 }
 
+var acceptMember = regexp.MustCompile(`^[ \t\r]*([^;]*?)[ \t\r]*(?:;[ \t\r]*[qQ]=(0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?)[ \t\r]*)?$`)
+
 // compressionOracle returns the one of offers that lines prefer, "" for none.
 func compressionOracle(lines, offers []string) string {
 	weights := make(map[string]float64)
 	for member := range strings.SplitSeq(strings.Join(lines, ","), ",") {
-		name, weight, weighted := strings.Cut(member, ";")
-		name = strings.ToLower(strings.Trim(name, " \t\r\n"))
-		q := 1.0
-		if weighted {
-			digits, ok := strings.CutPrefix(strings.ToLower(strings.Trim(weight, " \t\r\n")), "q=")
-			whole, fraction, _ := strings.Cut(digits, ".")
-			if !ok || whole != "0" && whole != "1" || len(fraction) > 3 || strings.Trim(fraction, "0123456789") != "" {
-				continue
-			}
-			q, _ = strconv.ParseFloat(whole+"."+fraction, 64)
-			if q > 1 {
-				continue
-			}
+		m := acceptMember.FindStringSubmatch(member)
+		if m == nil {
+			continue
+		}
+		name, q := strings.ToLower(m[1]), 1.0
+		if m[2] != "" {
+			q, _ = strconv.ParseFloat(m[2], 64)
 		}
 		if name == "x-gzip" {
 			name = "gzip"
@@ -2068,7 +1977,7 @@ func TestCompressionLevelCounts(t *testing.T) {
 
 func TestCompressionLeavesAlone(t *testing.T) {
 	text := compressionJSON(4 << 10)
-	small := text[:1023]
+	small, png := text[:1023], "\x89PNG\r\n\x1a\n"+text
 	with := func(body string, header http.Header) http.HandlerFunc {
 		return func(w http.ResponseWriter, r *http.Request) {
 			maps.Copy(w.Header(), header)
@@ -2087,7 +1996,7 @@ func TestCompressionLeavesAlone(t *testing.T) {
 	content := func(w http.ResponseWriter, r *http.Request) {
 		http.ServeContent(w, r, "x.json", time.Unix(1e9, 0), strings.NewReader(text))
 	}
-	png := "\x89PNG\r\n\x1a\n" + text
+	textType, onlyBrotli := http.Header{"Content-Type": {"text/plain"}}, http.Header{"Accept-Encoding": {"br"}}
 	tests := []struct {
 		name    string
 		request http.Header
@@ -2114,37 +2023,27 @@ func TestCompressionLeavesAlone(t *testing.T) {
 		{"304", nil, status(304), 304, "", true},
 		{"304 of net/http", http.Header{"If-Modified-Since": {"Mon, 06 May 2024 07:08:09 GMT"}}, content, 304, "", true},
 		{"empty", nil, status(200), 200, "", true},
-		{"small", nil, with(small, http.Header{"Content-Type": {"text/plain"}}), 200, small, true},
+		{"small", nil, with(small, textType), 200, small, true},
 		{"small, found out", nil, with(small, nil), 200, small, true},
 		{"small, of known length", nil, with(small, http.Header{"Content-Type": {"text/plain"}, "Content-Length": {"1023"}}), 200, small, true},
 		{"small, found out, of known length", nil, with(small, http.Header{"Content-Length": {"1023"}}), 200, small, true},
-		{"not accepted", http.Header{"Accept-Encoding": {"br"}}, with(text, http.Header{"Content-Type": {"text/plain"}}), 200, text, true},
-		{"not accepted, found out", http.Header{"Accept-Encoding": {"br"}}, with(text, nil), 200, text, true},
+		{"not accepted", onlyBrotli, with(text, textType), 200, text, true},
+		{"not accepted, found out", onlyBrotli, with(text, nil), 200, text, true},
 	}
 	eachProtocol(t, func(t *testing.T, p protocol) {
-		var handler http.Handler
-		url := serveHandler(t, p, nil, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { handler.ServeHTTP(w, r) }))
 		client := p.client(t)
 		for _, tt := range tests {
-			t.Run(tt.name, func(t *testing.T) {
-				handler = tt.handler
-				want := compressionGet(t, client, url, "GET", tt.request)
-				handler = conduit.Compression()(tt.handler)
-				got := compressionGet(t, client, url, "GET", tt.request)
-				if got.status != tt.status || got.body != tt.body {
-					t.Errorf("got %d %.80q, want %d %.80q", got.status, got.body, tt.status, tt.body)
-				}
-				if vary := got.header.Get("Vary") == "Accept-Encoding"; vary != tt.vary {
-					t.Errorf("Vary = %q, want it %t", got.header["Vary"], tt.vary)
-				}
-				for _, varies := range []string{"Vary", "Date"} {
-					delete(got.header, varies)
-					delete(want.header, varies)
-				}
-				if !maps.EqualFunc(got.header, want.header, slices.Equal) {
-					t.Errorf("header %v, without Compression %v", got.header, want.header)
-				}
-			})
+			want := compressionGet(t, client, serveHandler(t, p, nil, tt.handler), "GET", tt.request)
+			got := compressionGet(t, client, serveHandler(t, p, nil, conduit.Compression()(tt.handler)), "GET", tt.request)
+			if got.status != tt.status || got.body != tt.body {
+				t.Errorf("%s: got %d %.80q, want %d %.80q", tt.name, got.status, got.body, tt.status, tt.body)
+			}
+			if vary := got.header.Get("Vary") == "Accept-Encoding"; vary != tt.vary {
+				t.Errorf("%s: Vary = %q, want it %t", tt.name, got.header["Vary"], tt.vary)
+			}
+			if !sameHeader(got, want, "Date", "Vary") {
+				t.Errorf("%s: header %v, without Compression %v", tt.name, got.header, want.header)
+			}
 		}
 	})
 }
@@ -2153,22 +2052,28 @@ func TestCompressionLeavesAlone(t *testing.T) {
 // ask for it (RFC 9110, Section 8.4).
 func TestCompressionOptOut(t *testing.T) {
 	twice := conduit.Chain(conduit.Compression(), conduit.Compression())
-	client := newClient(t, &http.Transport{DisableCompression: true})
 	for name, text := range map[string]string{"small": "{}", "large": strings.Repeat("<p>text", 400), "image": "\x89PNG\r\n\x1a\n"} {
 		handler := textHandler(text)
 		optOut := twice(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Content-Encoding", "identity")
 			handler.ServeHTTP(w, r)
 		}))
-		want := compressionGet(t, client, serveHandler(t, http1Protocol, nil, handler), "GET", nil)
-		got := compressionGet(t, client, serveHandler(t, http1Protocol, nil, optOut), "GET", nil)
-		delete(want.header, "Date")
-		delete(got.header, "Date")
-		delete(got.header, "Vary") // an outer Compression knows nothing of the wish
-		if got.body != text || !maps.EqualFunc(got.header, want.header, slices.Equal) {
+		want := compressionGet(t, http.DefaultClient, serveHandler(t, http1Protocol, nil, handler), "GET", nil)
+		got := compressionGet(t, http.DefaultClient, serveHandler(t, http1Protocol, nil, optOut), "GET", nil)
+		if got.body != text || !sameHeader(got, want, "Date", "Vary") { // an outer Compression knows nothing of the wish
 			t.Errorf("%s: %q %v, without Compression %v", name, got.body, got.header, want.header)
 		}
 	}
+}
+
+// sameHeader reports whether two responses have the same header but for some
+// fields.
+func sameHeader(a, b reply, but ...string) bool {
+	for _, field := range but {
+		delete(a.header, field)
+		delete(b.header, field)
+	}
+	return maps.EqualFunc(a.header, b.header, slices.Equal)
 }
 
 // net/http would find application/x-gzip in compressed bytes, and in few bytes of
@@ -2221,6 +2126,12 @@ func TestCompressionAddsToVary(t *testing.T) {
 
 func TestCompressedHEADHasTheHeaderOfGET(t *testing.T) {
 	text := compressionJSON(4 << 10)
+	content := func(name, tag string) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Etag", tag)
+			http.ServeContent(w, r, name, time.Unix(1e9, 0), strings.NewReader(text))
+		}
+	}
 	parts := func(size, all int) http.HandlerFunc {
 		return func(w http.ResponseWriter, r *http.Request) {
 			for part := range slices.Chunk([]byte(text[:all]), size) {
@@ -2229,13 +2140,8 @@ func TestCompressedHEADHasTheHeaderOfGET(t *testing.T) {
 		}
 	}
 	handlers := map[string]http.HandlerFunc{
-		"ServeContent": func(w http.ResponseWriter, r *http.Request) {
-			w.Header().Set("Etag", `"v1"`)
-			http.ServeContent(w, r, "x.json", time.Unix(1e9, 0), strings.NewReader(text))
-		},
-		"ServeContent of an image": func(w http.ResponseWriter, r *http.Request) {
-			http.ServeContent(w, r, "x.png", time.Time{}, strings.NewReader(text))
-		},
+		"ServeContent": content("x.json", `"v1"`), "ServeContent of an image": content("x.png", `"v1"`),
+		"large": parts(len(text), len(text)), "medium": parts(1500, 1500), "small": parts(100, 200), "in parts": parts(100, len(text)),
 		"only the header": func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Content-Type", "text/plain")
 			w.Header().Set("Content-Length", strconv.Itoa(len(text)))
@@ -2243,19 +2149,16 @@ func TestCompressedHEADHasTheHeaderOfGET(t *testing.T) {
 				io.WriteString(w, text)
 			}
 		},
-		"large": parts(len(text), len(text)), "medium": parts(1500, 1500), "small": parts(100, 200), "in parts": parts(100, len(text)),
 	}
 	eachProtocol(t, func(t *testing.T, p protocol) {
 		client := p.client(t)
 		for name, handler := range handlers {
 			url := serveHandler(t, p, nil, conduit.Compression()(handler))
 			want, got := compressionGet(t, client, url, "GET", nil), compressionGet(t, client, url, "HEAD", nil)
-			delete(got.header, "Date")
-			delete(want.header, "Date")
 			if want.header.Get("Content-Encoding") != "" {
 				delete(want.header, "Content-Length") // net/http's, of compressed bytes that fit its buffer
 			}
-			if got.status != want.status || got.body != "" || !maps.EqualFunc(got.header, want.header, slices.Equal) {
+			if got.status != want.status || got.body != "" || !sameHeader(got, want, "Date") {
 				t.Errorf("%s: HEAD: %d %v %q, GET: %d %v", name, got.status, got.header, got.body, want.status, want.header)
 			}
 		}
@@ -2303,51 +2206,45 @@ func TestCompressionRevisesThe304ToAWeakTag(t *testing.T) {
 // in the way of a 500.
 func TestCompressionEndsNothingThatFailed(t *testing.T) {
 	text := compressionJSON(40 << 10)
-	tests := []struct {
-		name string
-		head string // written before
-		end  func(w http.ResponseWriter)
-		want int // 0: aborted
+	for _, tt := range []struct {
+		name     string
+		head     string // written before
+		declared int    // more than that
+		end      func(w http.ResponseWriter)
+		want     int // 0: aborted
 	}{
-		{"panic", text, func(http.ResponseWriter) { panic("boom") }, 0},
-		{"abort", text, func(http.ResponseWriter) { panic(http.ErrAbortHandler) }, 0},
-		{"Goexit", text, func(http.ResponseWriter) { runtime.Goexit() }, 0},
-		{"flushed, then panic", text[:10], func(w http.ResponseWriter) { w.(http.Flusher).Flush(); panic("boom") }, 0},
-		{"held back, then panic", text[:10], func(http.ResponseWriter) { panic("boom") }, 500},
-		{"held back, then abort", text[:10], func(http.ResponseWriter) { panic(http.ErrAbortHandler) }, 0},
-		{"less than declared", text, func(w http.ResponseWriter) {}, 0},
-	}
-	for _, tt := range tests {
+		{"panic", text, 0, func(http.ResponseWriter) { panic("boom") }, 0},
+		{"abort", text, 0, func(http.ResponseWriter) { panic(http.ErrAbortHandler) }, 0},
+		{"Goexit", text, 0, func(http.ResponseWriter) { runtime.Goexit() }, 0},
+		{"flushed, then panic", text[:10], 0, func(w http.ResponseWriter) { w.(http.Flusher).Flush(); panic("boom") }, 0},
+		{"held back, then panic", text[:10], 0, func(http.ResponseWriter) { panic("boom") }, 500},
+		{"held back, then abort", text[:10], 0, func(http.ResponseWriter) { panic(http.ErrAbortHandler) }, 0},
+		{"less than declared", text, 1, func(w http.ResponseWriter) {}, 0},
+	} {
 		eachProtocol(t, func(t *testing.T, p protocol) {
 			chain := conduit.Chain(conduit.Recovery(), conduit.Compression())
 			url := serveHandler(t, p, nil, chain(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				w.Header().Set("Content-Type", "application/json")
-				if tt.name == "less than declared" {
-					w.Header().Set("Content-Length", strconv.Itoa(len(tt.head)+1))
+				if tt.declared > 0 {
+					w.Header().Set("Content-Length", strconv.Itoa(len(tt.head)+tt.declared))
 				}
 				w.WriteHeader(http.StatusOK)
 				io.WriteString(w, tt.head)
 				tt.end(w)
 			})))
+			got, err := try(p.client(t), compressionRequest("GET", url, nil))
 			if tt.want != 0 {
-				got := compressionGet(t, p.client(t), url, "GET", nil)
-				if got.status != tt.want || got.body != "Internal Server Error\n" || got.header.Get("Content-Encoding") != "" {
-					t.Errorf("%s: got %d %v %.80q; want %d", tt.name, got.status, got.header, got.body, tt.want)
+				if got.status != tt.want || got.body != "Internal Server Error\n" || got.header.Get("Content-Encoding") != "" || err != nil {
+					t.Errorf("%s: got %d %v %.80q, %v; want %d", tt.name, got.status, got.header, got.body, err, tt.want)
 				}
 				return
 			}
-			res, err := p.client(t).Do(compressionRequest("GET", url, nil))
-			if err != nil {
-				return // aborted before the header was out
-			}
-			defer res.Body.Close()
-			body, err := io.ReadAll(res.Body)
 			if err == nil {
-				t.Errorf("%s: got %d with %d bytes and no error", tt.name, res.StatusCode, len(body))
+				t.Errorf("%s: got %d with %d bytes and no error", tt.name, got.status, len(got.body))
 			}
-			if z, err := gzip.NewReader(bytes.NewReader(body)); err == nil {
+			if z, err := gzip.NewReader(strings.NewReader(got.body)); err == nil {
 				if _, err := io.ReadAll(z); err == nil {
-					t.Errorf("%s: the %d bytes that came are valid", tt.name, len(body))
+					t.Errorf("%s: the %d bytes that came are valid", tt.name, len(got.body))
 				}
 			}
 		})
@@ -2406,62 +2303,43 @@ func TestCompressionLeavesTheLengthAlone(t *testing.T) {
 	}
 }
 
+// compressionChains have Compression alone, and inside and outside of Timeout.
+var compressionChains = map[string]conduit.Middleware{
+	"alone":           conduit.Compression(),
+	"inside Timeout":  conduit.Chain(conduit.Logging(), conduit.Timeout(time.Minute), conduit.Compression()),
+	"outside Timeout": conduit.Chain(conduit.Compression(), conduit.Timeout(time.Minute)),
+}
+
 func TestCompressionFlushes(t *testing.T) {
-	chains := map[string]conduit.Middleware{
-		"alone":           conduit.Compression(),
-		"inside Timeout":  conduit.Chain(conduit.Logging(), conduit.Timeout(time.Minute), conduit.Compression()),
-		"outside Timeout": conduit.Chain(conduit.Compression(), conduit.Timeout(time.Minute)),
-	}
 	eachProtocol(t, func(t *testing.T, p protocol) {
-		for name, chain := range chains {
-			for _, lines := range []int{0, 3} {
-				t.Run(fmt.Sprint(name, ", lines ", lines), func(t *testing.T) {
-					next := make(chan string)
-					url := serveHandler(t, p, nil, chain(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-						w.Header().Set("Content-Type", "application/x-ndjson")
-						for {
-							if err := http.NewResponseController(w).Flush(); err != nil { // the first one without a byte
-								t.Error(err)
-							}
-							line, ok := <-next
-							if !ok {
-								return
-							}
-							io.WriteString(w, line)
-						}
-					})))
-					res, err := p.client(t).Do(compressionRequest("GET", url, nil))
-					if err != nil {
-						t.Fatal(err)
-					}
-					defer res.Body.Close()
-					if res.Header.Get("Content-Encoding") != "gzip" {
-						t.Fatalf("header %v, want gzip", res.Header)
-					}
-					var z *gzip.Reader
-					for i := range lines {
-						line := fmt.Sprintf("{\"line\":%d}\n", i)
-						next <- line
-						if z == nil {
-							if z, err = gzip.NewReader(res.Body); err != nil {
-								t.Fatal(err)
-							}
-						}
-						got := make([]byte, len(line))
-						if _, err := io.ReadFull(z, got); err != nil || string(got) != line {
-							t.Fatalf("got %q, %v, want %q", got, err, line)
+		for name, chain := range compressionChains {
+			for _, lines := range [][]string{nil, {"{\"line\":1}\n", "{\"line\":2}\n"}} {
+				next := make(chan string)
+				url := serveHandler(t, p, nil, chain(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					w.Header().Set("Content-Type", "application/x-ndjson")
+					for line, more := "", true; more; line, more = <-next {
+						io.WriteString(w, line)
+						if err := http.NewResponseController(w).Flush(); err != nil { // the first one without a byte
+							t.Error(err)
 						}
 					}
-					close(next)
-					if z == nil {
-						if z, err = gzip.NewReader(res.Body); err != nil {
-							t.Fatal(err)
-						}
+				})))
+				res, err := p.client(t).Get(url) // and decompress
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer res.Body.Close()
+				for _, line := range lines {
+					next <- line
+					got := make([]byte, len(line))
+					if _, err := io.ReadFull(res.Body, got); err != nil || string(got) != line {
+						t.Fatalf("%s: got %q, %v, want %q", name, got, err, line)
 					}
-					if rest, err := io.ReadAll(z); len(rest) != 0 || err != nil {
-						t.Errorf("at the end %q, %v; want nothing", rest, err)
-					}
-				})
+				}
+				close(next)
+				if rest, err := io.ReadAll(res.Body); len(rest) != 0 || err != nil || !res.Uncompressed {
+					t.Errorf("%s: at the end %q, %v, compressed %v; want nothing", name, rest, err, res.Uncompressed)
+				}
 			}
 		}
 	})
@@ -2501,46 +2379,36 @@ func TestCompressionLeavesUpgradesAlone(t *testing.T) {
 // What is not compressed reaches the ReadFrom below with the source that the
 // handler had, which is what sendfile needs.
 func TestCompressionKeepsSendfile(t *testing.T) {
-	name := filepath.Join(t.TempDir(), "file")
-	content := slices.Concat([]byte("\x89PNG\r\n\x1a\n"), make([]byte, 100<<10))
-	if err := os.WriteFile(name, content, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	length := strconv.Itoa(len(content))
+	content := "\x89PNG\r\n\x1a\n" + strings.Repeat("\x00", 100<<10)
+	length := []string{strconv.Itoa(len(content))}
 	for _, tt := range []struct {
-		header http.Header
-		accept string
+		header   http.Header
+		accept   string
+		explicit bool // WriteHeader
+		most     int  // bytes that may be read by other means
 	}{
-		{http.Header{"Content-Type": {"image/png"}}, "gzip"},
-		{http.Header{"Content-Type": {"image/png"}, "Content-Length": {length}}, "gzip"},
-		{http.Header{"Content-Type": {"text/plain"}}, "br"},
-		{http.Header{}, "gzip"},
-		{http.Header{"Content-Length": {length}}, "gzip"},
+		{http.Header{"Content-Type": {"image/png"}}, "gzip", false, 4096},
+		{http.Header{"Content-Type": {"image/png"}}, "gzip", true, 0},
+		{http.Header{"Content-Type": {"image/png"}, "Content-Length": length}, "gzip", false, 4096},
+		{http.Header{"Content-Type": {"text/plain"}}, "br", false, 4096},
+		{http.Header{"Content-Type": {"text/plain"}}, "br", true, 0},
+		{http.Header{}, "gzip", false, 4096},
+		{http.Header{}, "gzip", true, 4096},
+		{http.Header{"Content-Length": length}, "gzip", true, 4096},
 	} {
-		for _, explicit := range []bool{false, true} {
-			f, err := os.Open(name)
-			if err != nil {
-				t.Fatal(err)
+		src := io.LimitReader(strings.NewReader(content), int64(len(content)))
+		w := &compressionReaderFrom{ResponseRecorder: httptest.NewRecorder()}
+		conduit.Chain(conduit.Logging(), conduit.Compression())(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			maps.Copy(w.Header(), tt.header)
+			if tt.explicit {
+				w.WriteHeader(http.StatusOK)
 			}
-			defer f.Close()
-			src := &io.LimitedReader{R: f, N: int64(len(content))}
-			most := 4096 // bytes that may be read by other means
-			if explicit && tt.header["Content-Type"] != nil {
-				most = 0
+			if n, err := io.Copy(w, src); n != int64(len(content)) || err != nil {
+				t.Errorf("%v: Copy = %d, %v", tt.header, n, err)
 			}
-			w := &compressionReaderFrom{ResponseRecorder: httptest.NewRecorder()}
-			conduit.Chain(conduit.Logging(), conduit.Compression())(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				maps.Copy(w.Header(), tt.header)
-				if explicit {
-					w.WriteHeader(http.StatusOK)
-				}
-				if n, err := io.Copy(w, src); n != int64(len(content)) || err != nil {
-					t.Errorf("%v: Copy = %d, %v", tt.header, n, err)
-				}
-			})).ServeHTTP(w, compressionRequest("GET", "/", http.Header{"Accept-Encoding": {tt.accept}}))
-			if w.src != io.Reader(src) || w.n < int64(len(content)-most) || !bytes.Equal(w.Body.Bytes(), content) {
-				t.Errorf("%v, WriteHeader %v: ReadFrom got %T and %d bytes of %d, %d in all", tt.header, explicit, w.src, w.n, len(content), w.Body.Len())
-			}
+		})).ServeHTTP(w, compressionRequest("GET", "/", http.Header{"Accept-Encoding": {tt.accept}}))
+		if w.src != src || w.n < int64(len(content)-tt.most) || w.Body.String() != content {
+			t.Errorf("%v, %s, WriteHeader %v: ReadFrom got %T and %d bytes of %d, %d in all", tt.header, tt.accept, tt.explicit, w.src, w.n, len(content), w.Body.Len())
 		}
 	}
 }
@@ -2561,13 +2429,8 @@ func (w *compressionReaderFrom) ReadFrom(src io.Reader) (int64, error) {
 // The header is the one that was there when the handler began to respond, and
 // trailers are trailers, however long the body is held back.
 func TestCompressionKeepsHeadersAndTrailersApart(t *testing.T) {
-	chains := map[string]conduit.Middleware{
-		"alone":           conduit.Compression(),
-		"inside Timeout":  conduit.Chain(conduit.Timeout(time.Minute), conduit.Compression()),
-		"outside Timeout": conduit.Chain(conduit.Compression(), conduit.Timeout(time.Minute)),
-	}
 	eachProtocol(t, func(t *testing.T, p protocol) {
-		for name, chain := range chains {
+		for name, chain := range compressionChains {
 			for _, size := range []int{100, 5000} {
 				text := strings.Repeat("x", size)
 				url := serveHandler(t, p, nil, chain(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -2582,17 +2445,14 @@ func TestCompressionKeepsHeadersAndTrailersApart(t *testing.T) {
 					h.Set("X-Sum", "sum")
 					h.Set(http.TrailerPrefix+"X-More", "more")
 				})))
-				res, err := p.client(t).Do(compressionRequest("GET", url, nil))
+				res, err := p.client(t).Get(url) // and decompress
 				if err != nil {
 					t.Fatal(err)
 				}
 				body, err := io.ReadAll(res.Body)
 				res.Body.Close()
-				if err != nil || compressionText(t, reply{header: res.Header, body: string(body)}) != text {
-					t.Errorf("%s, %d bytes: body %.80q, %v", name, size, body, err)
-				}
-				if h := res.Header; res.StatusCode != 201 || h.Get("X-Early") != "1" || h.Get("X-Late")+h.Get("X-Sum") != "" {
-					t.Errorf("%s, %d bytes: got %d %v", name, size, res.StatusCode, h)
+				if h := res.Header; res.StatusCode != 201 || string(body) != text || err != nil || h.Get("X-Early") != "1" || h.Get("X-Late")+h.Get("X-Sum") != "" {
+					t.Errorf("%s, %d bytes: got %d %v %.80q, %v", name, size, res.StatusCode, h, body, err)
 				}
 				if res.Trailer.Get("X-Sum") != "sum" || res.Trailer.Get("X-More") != "more" {
 					t.Errorf("%s, %d bytes: trailer %v", name, size, res.Trailer)
@@ -2609,7 +2469,7 @@ func TestCompressionInsideAndOutsideTimeout(t *testing.T) {
 		switch r.URL.Path {
 		case "/held":
 			io.WriteString(w, text[:10])
-		case "/begun":
+		case "/started":
 			io.WriteString(w, text[:2000])
 			w.(http.Flusher).Flush()
 		case "/quick":
@@ -2620,34 +2480,30 @@ func TestCompressionInsideAndOutsideTimeout(t *testing.T) {
 		io.WriteString(w, text)
 		w.(http.Flusher).Flush()
 	})
+	const late = "Service Unavailable\n"
 	eachTimeout(t, func(t *testing.T, p protocol, limit limiter) {
 		timeout := limit.new(time.Second)
-		for name, chain := range map[string]conduit.Middleware{
-			"inside":  conduit.Chain(conduit.Recovery(), timeout, conduit.Compression()),
-			"outside": conduit.Chain(conduit.Recovery(), conduit.Compression(), timeout),
+		for _, tt := range []struct {
+			chain conduit.Middleware
+			path  string
+			body  string // "": aborted
+		}{
+			{conduit.Chain(timeout, conduit.Compression()), "quick", text},
+			{conduit.Chain(timeout, conduit.Compression()), "late", late},
+			{conduit.Chain(timeout, conduit.Compression()), "held", late}, // outside, it has started for Timeout
+			{conduit.Chain(timeout, conduit.Compression()), "started", ""},
+			{conduit.Chain(conduit.Compression(), timeout), "quick", text},
+			{conduit.Chain(conduit.Compression(), timeout), "late", late},
+			{conduit.Chain(conduit.Compression(), timeout), "started", ""},
 		} {
 			synctest.Test(t, func(t *testing.T) {
-				_, client, url := serveInBubble(t, p, &conduit.Config{Handler: chain(handler)})
-				if got := compressionGet(t, client, url+"quick", "GET", nil); got.status != 200 || compressionText(t, got) != text {
-					t.Errorf("%s: in time: got %d %v", name, got.status, got.header)
-				}
-				late := []string{"late"}
-				if name == "inside" { // outside, it has started for Timeout
-					late = append(late, "held")
-				}
-				for _, path := range late {
-					got := compressionGet(t, client, url+path, "GET", nil)
-					if got.status != 503 || got.body != "Service Unavailable\n" || got.header.Get("Content-Encoding") != "" {
-						t.Errorf("%s: %s: got %d %v %q, want a plain 503", name, path, got.status, got.header, got.body)
-					}
-				}
-				res, err := client.Do(compressionRequest("GET", url+"begun", nil))
-				if err != nil {
-					return // aborted before the header was out
-				}
-				defer res.Body.Close()
-				if body, err := io.ReadAll(res.Body); err == nil {
-					t.Errorf("%s: begun: got %d bytes and no error", name, len(body))
+				_, client, url := serveInBubble(t, p, &conduit.Config{Handler: conduit.Recovery()(tt.chain(handler))})
+				got, err := try(client, compressionRequest("GET", url+tt.path, nil))
+				switch compressed := got.header.Get("Content-Encoding") != ""; {
+				case (err != nil) != (tt.body == ""):
+					t.Errorf("%s: %d with %d bytes, %v", tt.path, got.status, len(got.body), err)
+				case err == nil && ((got.status == 503) != (tt.body == late) || compressed != (tt.body == text) || compressionText(t, got) != tt.body):
+					t.Errorf("%s: got %d %v %.80q, want %.80q", tt.path, got.status, got.header, got.body, tt.body)
 				}
 			})
 		}
@@ -2718,8 +2574,6 @@ func (w *compressionHeaderNoter) WriteHeader(status int) {
 // However a body is written, it comes out as it would without Compression.
 func TestCompressionIsTransparent(t *testing.T) {
 	text := compressionJSON(128 << 10)
-	sizes := []int{0, 1, 511, 512, 513, 1023, 1024, 1025, 2047, 2048, 4095, 4096, 4097, 10000, 100000}
-	types := []string{"", "application/json", "image/png"}
 	seed := uint64(time.Now().UnixNano())
 	rounds := 300
 	if testing.Short() {
@@ -2727,13 +2581,11 @@ func TestCompressionIsTransparent(t *testing.T) {
 	}
 	for i := range rounds {
 		rng := mathrand.New(mathrand.NewPCG(seed, uint64(i)))
-		size := sizes[rng.IntN(len(sizes))]
-		if rng.IntN(3) == 0 {
-			size = rng.IntN(100000)
-		}
-		contentType := types[rng.IntN(len(types))]
+		size := []int{0, 1, 511, 512, 513, 1023, 1024, 1025, 2048, 4095, 4096, 4097, 10_000, 100_000, rng.IntN(100_000)}[rng.IntN(15)]
+		contentType := []string{"", "application/json", "image/png"}[rng.IntN(3)]
+		minSize := []int{0, -1, 100, 5000}[rng.IntN(4)]
+		most := []int{3, 600, 3000, 200_000}[rng.IntN(4)] // in one write
 		declare, explicit, flushes := rng.IntN(3) == 0, rng.IntN(2) == 0, rng.IntN(3) == 0
-		most := []int{3, 600, 3000, 200000}[rng.IntN(4)]
 		size = min(size, most*1000) // flushing is slow
 		steps := rng.Uint64()
 		h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -2771,16 +2623,11 @@ func TestCompressionIsTransparent(t *testing.T) {
 				}
 			}
 		})
-		minSize := []int{0, -1, 100, 5000}[rng.IntN(4)]
 		want := compressionRecord(t, h, "GET", nil)
 		got := compressionRecord(t, conduit.CompressionWith(&conduit.CompressionConfig{MinSize: minSize})(h), "GET", nil)
-		what := fmt.Sprintf("seed %d, %d: %d bytes of %q, declared %t, WriteHeader %t, flushes %t, MinSize %d", seed, i, size, contentType, declare, explicit, flushes, minSize)
 		if got.status != want.status || compressionText(t, got) != want.body {
-			t.Errorf("%s: got %d and %d bytes, want %d and %d", what, got.status, len(got.body), want.status, len(want.body))
-		}
-		// A recorder looks at the first part alone, and only without a status.
-		if got.header.Get("Content-Type") != want.header.Get("Content-Type") && most > 3 && !explicit {
-			t.Errorf("%s: type %q, want %q", what, got.header["Content-Type"], want.header["Content-Type"])
+			t.Errorf("seed %d, %d: %d bytes of %q, declared %t, WriteHeader %t, flushes %t, MinSize %d: got %d and %d bytes, want %d and %d",
+				seed, i, size, contentType, declare, explicit, flushes, minSize, got.status, len(got.body), want.status, len(want.body))
 		}
 	}
 }
@@ -2892,6 +2739,17 @@ func serveHandler(t *testing.T, p protocol, logs *logBuffer, h http.Handler) (ur
 		cfg.Logger = logs.logger()
 	}
 	return p.serve(t, p.server(t, cfg))
+}
+
+// try is do for a request that may fail, or a response.
+func try(client *http.Client, req *http.Request) (reply, error) {
+	res, err := client.Do(req)
+	if err != nil {
+		return reply{}, err
+	}
+	defer res.Body.Close()
+	body, err := io.ReadAll(res.Body)
+	return reply{res.StatusCode, res.Header, string(body), res.Close}, err
 }
 
 // Shutdown
