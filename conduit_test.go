@@ -211,7 +211,7 @@ func handshake(url string, cfg *tls.Config) (protocol string, err error) {
 func TestTLSRefusesWhatIsWeakOrBelowTheMinimum(t *testing.T) {
 	certFile, keyFile := writeCertificate(t, t.TempDir(), testCertificate())
 	other := newCertificate(t, "other.test") // CertFile wins over it
-	none, min13 := &tls.Config{Certificates: []tls.Certificate{other.pair}}, &tls.Config{MinVersion: tls.VersionTLS13}
+	none, min12, min13 := &tls.Config{Certificates: []tls.Certificate{other.pair}}, &tls.Config{MinVersion: tls.VersionTLS12}, &tls.Config{MinVersion: tls.VersionTLS13}
 	forClient := &tls.Config{GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
 		return &tls.Config{MinVersion: tls.VersionTLS10, Certificates: none.Certificates}, nil
 	}}
@@ -229,7 +229,7 @@ func TestTLSRefusesWhatIsWeakOrBelowTheMinimum(t *testing.T) {
 		{"TLS 1.2 with GCM", 0, none, tls12, true},
 		{"TLS 1.2 with CBC alone", 0, none, cbc, false},
 		{"TLS 1.3", 0, none, tls13, true},
-		{"TLS 1.2 below MinTLSVersion", tls.VersionTLS13, nil, tls12, false},
+		{"TLS 1.2 below MinTLSVersion", tls.VersionTLS13, min12, tls12, false},
 		{"TLS 1.3, MinTLSVersion", tls.VersionTLS13, nil, tls13, true},
 		{"TLS 1.2 below TLSConfig.MinVersion", 0, min13, tls12, false},
 		{"TLS 1.3, TLSConfig.MinVersion", 0, min13, tls13, true},
@@ -304,7 +304,7 @@ func TestCertificateFilesAreReadAgain(t *testing.T) {
 	})
 }
 
-func TestAddrIsTheRealPort(t *testing.T) {
+func TestListenAndServe(t *testing.T) {
 	srv := newServer(t, &conduit.Config{Address: "127.0.0.1:0", Handler: textHandler("ok")})
 	if got := srv.Addr(); got != nil {
 		t.Fatalf("Addr before serving = %v, want nil", got)
@@ -313,23 +313,20 @@ func TestAddrIsTheRealPort(t *testing.T) {
 	srv.HTTPServer().BaseContext = func(net.Listener) context.Context { close(listening); return context.Background() }
 	go func() { served <- srv.ListenAndServe() }()
 	<-listening
-	if got := get(t, http.DefaultClient, "http://"+srv.Addr().String()).body; got != "ok" {
+	address := srv.Addr().String() // with the real port
+	if got := get(t, http.DefaultClient, "http://"+address).body; got != "ok" {
 		t.Errorf("body = %q, want ok", got)
+	}
+	second := newServer(t, &conduit.Config{Address: address, Handler: http.NotFoundHandler()})
+	err := second.ListenAndServe()
+	if err == nil || !strings.HasPrefix(err.Error(), "conduit: Address: ") || !strings.Contains(err.Error(), address) || !errors.Is(err, syscall.EADDRINUSE) {
+		t.Errorf("ListenAndServe on a port that is taken = %v, want an error that names %s", err, address)
+	}
+	if got := second.Addr(); got != nil {
+		t.Errorf("Addr of a port that was taken = %v, want nil", got)
 	}
 	if err := errors.Join(srv.Close(), <-served); err != nil {
 		t.Errorf("Close and ListenAndServe = %v, want nil", err)
-	}
-}
-
-func TestListenAndServeNamesATakenAddress(t *testing.T) {
-	l := listen(t)
-	srv := newServer(t, &conduit.Config{Address: l.Addr().String(), Handler: http.NotFoundHandler()})
-	err := srv.ListenAndServe()
-	if err == nil || !strings.HasPrefix(err.Error(), "conduit: Address: ") || !strings.Contains(err.Error(), l.Addr().String()) || !errors.Is(err, syscall.EADDRINUSE) {
-		t.Errorf("ListenAndServe = %v, want an error that names %v", err, l.Addr())
-	}
-	if srv.Addr() != nil {
-		t.Errorf("Addr = %v, want nil", srv.Addr())
 	}
 }
 
@@ -356,9 +353,12 @@ func TestServeReportsWhatEndedItAndClosesItsListener(t *testing.T) {
 func TestServeOnSeveralListeners(t *testing.T) {
 	srv := newServer(t, conduit.DefaultConfig(textHandler("ok")))
 	first := serve(t, srv)
-	for _, url := range []string{first, serve(t, srv), first, serve(t, srv)} {
-		if got := get(t, http.DefaultClient, url); got.body != "ok" {
-			t.Errorf("GET %s = %+v, want ok", url, got)
+	for range 2 {
+		if got := get(t, http.DefaultClient, first); got.body != "ok" {
+			t.Errorf("first listener: %+v, want ok", got)
+		}
+		if got := get(t, http.DefaultClient, serve(t, srv)); got.body != "ok" {
+			t.Errorf("another listener: %+v, want ok", got)
 		}
 	}
 	if got := "http://" + srv.Addr().String(); got != first {
@@ -1063,49 +1063,45 @@ func TestHealth(t *testing.T) {
 
 func TestHealthRespondsInTimeWhateverACheckDoes(t *testing.T) {
 	for _, tt := range []struct {
-		name  string
-		check func(ctx context.Context, forever chan struct{}) error
-		after time.Duration
-		err   string
-		again time.Duration // how long the next request takes
-		runs  int64         // of the checks, at most
+		err          string // of the check
+		check        func(ctx context.Context, forever chan struct{}) error
+		first, again time.Duration // how long a request takes
+		runs         int64         // of the checks, at most
 	}{
-		{"heeds its context", func(ctx context.Context, _ chan struct{}) error { <-ctx.Done(); return ctx.Err() }, 5 * time.Second, "check 2", 5 * time.Second, 2},
-		{"heeds nothing", func(_ context.Context, forever chan struct{}) error { <-forever; return nil }, 5 * time.Second, "check 2 has not returned in time", 0, 1},
-		{"panics", func(context.Context, chan struct{}) error { panic("boom") }, 0, "check 2: panic: boom", 0, 6},
-		{"ends its goroutine", func(context.Context, chan struct{}) error { runtime.Goexit(); return nil }, 0, "check 2: ended its goroutine", 0, 6},
+		{"check 2", func(ctx context.Context, _ chan struct{}) error { <-ctx.Done(); return ctx.Err() }, 5 * time.Second, 5 * time.Second, 2},
+		{"check 2 has not returned in time", func(_ context.Context, forever chan struct{}) error { <-forever; return nil }, 5 * time.Second, 0, 1},
+		{"check 2: panic: boom", func(context.Context, chan struct{}) error { panic("boom") }, 0, 0, 6},
+		{"check 2: ended its goroutine", func(context.Context, chan struct{}) error { runtime.Goexit(); return nil }, 0, 0, 6},
 	} {
-		t.Run(tt.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				forever := make(chan struct{})
-				defer func() { close(forever) }()
-				var logs logBuffer
-				var runs atomic.Int64
-				first := func(context.Context) error { runs.Add(1); return nil }
-				h := conduit.Health(first, func(ctx context.Context) error { return tt.check(ctx, forever) })
-				_, client, url := serveInBubble(t, http1Protocol, &conduit.Config{Logger: logs.logger(), Handler: h})
-				for i, want := range []time.Duration{tt.after, tt.again} {
-					start := time.Now()
-					var probes sync.WaitGroup
-					for range 3 { // at the same time
-						probes.Go(func() {
-							if got := get(t, client, url); got.status != 503 || time.Since(start) != want {
-								t.Errorf("probe %d: %d after %v, want 503 after %v", i+1, got.status, time.Since(start), want)
-							}
-						})
-					}
-					probes.Wait()
-					synctest.Wait()
+		synctest.Test(t, func(t *testing.T) {
+			var logs logBuffer
+			var runs atomic.Int64
+			forever := make(chan struct{})
+			defer close(forever)
+			first := func(context.Context) error { runs.Add(1); return nil }
+			h := conduit.Health(first, func(ctx context.Context) error { return tt.check(ctx, forever) })
+			_, client, url := serveInBubble(t, http1Protocol, &conduit.Config{Logger: logs.logger(), Handler: h})
+			for _, want := range []time.Duration{tt.first, tt.again} {
+				start := time.Now()
+				var probes sync.WaitGroup
+				for range 3 { // at the same time
+					probes.Go(func() {
+						if got := get(t, client, url); got.status != 503 || time.Since(start) != want {
+							t.Errorf("%s: %d after %v, want 503 after %v", tt.err, got.status, time.Since(start), want)
+						}
+					})
 				}
-				if n := runs.Load(); n > tt.runs {
-					t.Errorf("the checks ran %d times, want at most %d", n, tt.runs)
+				probes.Wait()
+				synctest.Wait()
+			}
+			if n := runs.Load(); n > tt.runs {
+				t.Errorf("%s: the checks ran %d times, want at most %d", tt.err, n, tt.runs)
+			}
+			for _, line := range logs.find("health check failed") {
+				if err := fmt.Sprint(line["err"]); !strings.HasPrefix(err, "conduit: Health: "+tt.err) {
+					t.Errorf("logged %q, want %q", err, tt.err)
 				}
-				for _, line := range logs.find("health check failed") {
-					if err := fmt.Sprint(line["err"]); !strings.HasPrefix(err, "conduit: Health: "+tt.err) {
-						t.Errorf("logged %q, want %q", err, tt.err)
-					}
-				}
-			})
+			}
 		})
 	}
 }
@@ -1531,6 +1527,7 @@ func TestLogTellsWhatWasAborted(t *testing.T) {
 		{"WriteTimeout", "GET", "", []step{text("some"), flush, long}, 200, 4, true},
 		{"WriteTimeout after the declared end", "GET", "", []step{declare(4), text("some"), flush, long}, 200, 4, false},
 		{"WriteTimeout lifted", "GET", "", []step{deadline(0), long, text("all")}, 200, 3, false},
+		{"no WriteTimeout", "GET", "no WriteTimeout", []step{text("some"), long}, 200, 4, false},
 		{"its own write deadline", "GET", "", []step{text("some"), deadline(-1)}, 200, 4, true},
 		{"less than declared", "GET", "", []step{declare(5), text("some")}, 200, 4, true},
 		{"more than declared", "GET", "", []step{declare(4), text("some"), flush, text("more")}, 200, 4, false},
@@ -1554,7 +1551,11 @@ func TestLogTellsWhatWasAborted(t *testing.T) {
 						step(w, r)
 					}
 				}))
-				srv, client, url := serveInBubble(t, p, &conduit.Config{Logger: logs.logger(), Handler: h})
+				cfg := &conduit.Config{Logger: logs.logger(), Handler: h}
+				if tt.client == "no WriteTimeout" {
+					cfg.WriteTimeout = -1
+				}
+				srv, client, url := serveInBubble(t, p, cfg)
 				req, _ := http.NewRequestWithContext(ctx, tt.method, url, nil)
 				if res, err := client.Do(req); err == nil {
 					switch tt.client {
@@ -1666,37 +1667,23 @@ func TestPartsWorkBetweenForeignWrappersWithoutAServer(t *testing.T) {
 	slog.SetDefault(logs.logger())
 	defer slog.SetDefault(old)
 	chain := conduit.Chain(foreign, conduit.RequestID(), foreign, conduit.Recovery(), foreign, conduit.Compression(), foreign, conduit.Logging(), foreign, conduit.Timeout(time.Minute), foreign)
-	flushed := make(chan struct{})
 	plain := httptest.NewServer(chain(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if id := conduit.RequestIDFrom(r.Context()); id != "id" {
 			t.Errorf("RequestIDFrom = %q, want id", id)
 		}
 		io.Copy(w, strings.NewReader("first "))
 		if err := http.NewResponseController(w).Flush(); err != nil {
-			t.Error(err)
+			t.Errorf("Flush = %v, want nil", err)
 		}
-		<-flushed
 		io.WriteString(w, "second")
 	})))
 	defer plain.Close()
-	req, _ := http.NewRequest("GET", plain.URL, nil)
-	req.Header.Set("X-Request-ID", "id")
-	res, err := http.DefaultClient.Do(req) // which decompresses
-	if err != nil {
-		t.Fatal(err)
+	got := compressionGet(t, http.DefaultClient, plain.URL, "GET", http.Header{"X-Request-Id": {"id"}})
+	if got.header.Get("Content-Encoding") != "gzip" || compressionText(t, got) != "first second" {
+		t.Errorf("got %v %q, want first second in gzip", got.header, got.body)
 	}
-	defer res.Body.Close()
-	first := make([]byte, 6)
-	if _, err := io.ReadFull(res.Body, first); err != nil {
-		t.Fatal(err)
-	}
-	close(flushed)
-	rest, err := io.ReadAll(res.Body)
-	if string(first)+string(rest) != "first second" || err != nil || !res.Uncompressed {
-		t.Errorf("body %q%q, %v, compressed %v", first, rest, err, res.Uncompressed)
-	}
-	if line := logs.request(t); line["status"] != 200.0 || line["bytes"] != 12.0 {
-		t.Errorf("logged %v, want status 200 and 12 bytes", line)
+	if line := logs.request(t); line["status"] != 200.0 || line["bytes"] != 12.0 || line["request_id"] != "id" {
+		t.Errorf("logged %v, want status 200, 12 bytes and the id", line)
 	}
 }
 
@@ -1711,7 +1698,7 @@ var (
 	}
 	compressionRefused = []string{
 		"", "br", "deflate, br;q=0.1", "identity", "identity;q=0", "identity, gzip;q=0.5", "identity;q=0.6, *;q=0.5",
-		"gzip;q=0", "gzip;q=0.000", "gzip;q=0.", "*;q=0", "gzip;q=0, *", "gzip;q=0\n*", "gzip, gzip;q=0", "gzip;q=0, x-gzip",
+		"gzip;q=0", "gzip\ngzip;q=0", "gzip;q=0.000", "gzip;q=0.", "*;q=0", "gzip;q=0, *", "gzip;q=0\n*", "gzip, gzip;q=0", "gzip;q=0, x-gzip",
 		// Malformed, and so ignored.
 		"gzip;q=2", "gzip;q=1.001", "gzip;q=0.1234", "gzip;q=-1", "gzip;q", "gzip;q=", "gzip;", "gzip;q=a", "gzip;q=0a1", "gzip;q =1",
 		"gzip;level=9", "gzip;q=1;q=1", "gzip deflate", "gzipx, xgzip",
