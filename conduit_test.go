@@ -164,29 +164,53 @@ func TestNewCopiesItsConfig(t *testing.T) {
 	}
 }
 
-func TestHTTP2IsOffWhereItIsNotEnabled(t *testing.T) {
-	pair := tls.Config{Certificates: []tls.Certificate{testCertificate().pair}}
-	forClient := func(protos ...string) *tls.Config {
+func TestTLSAndHTTP2AreAsConfigured(t *testing.T) {
+	certFile, keyFile := writeCertificate(t, t.TempDir(), testCertificate())
+	other := []tls.Certificate{newCertificate(t, "other.test").pair} // CertFile wins over it
+	forClient := func(cfg *tls.Config) *tls.Config {
 		return &tls.Config{GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
-			return &tls.Config{Certificates: pair.Certificates, NextProtos: protos}, nil
+			cfg.Certificates = other
+			return cfg.Clone(), nil
 		}}
 	}
+	own := &tls.Config{Certificates: other}
+	min12, min13 := &tls.Config{MinVersion: tls.VersionTLS12}, &tls.Config{MinVersion: tls.VersionTLS13}
+	tls11 := &tls.Config{MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11}
+	tls12, tls13 := &tls.Config{MaxVersion: tls.VersionTLS12}, &tls.Config{MinVersion: tls.VersionTLS13}
+	cbc := &tls.Config{MaxVersion: tls.VersionTLS12, CipherSuites: []uint16{tls.TLS_ECDHE_ECDSA_WITH_AES_128_CBC_SHA, tls.TLS_ECDHE_ECDSA_WITH_AES_256_CBC_SHA}}
 	for _, tt := range []struct {
-		name    string
-		enabled bool
-		cfg     *tls.Config
-		want    string
+		name   string
+		min    uint16 // MinTLSVersion
+		http2  bool
+		cfg    *tls.Config
+		client *tls.Config
+		want   string // what is negotiated
 	}{
-		{"TLSConfig", true, &pair, "h2"},
-		{"TLSConfig", false, &pair, "http/1.1"},
-		{"GetConfigForClient", true, forClient(), "h2"},
-		{"GetConfigForClient", false, forClient(), ""},
-		{"GetConfigForClient with protocols", true, forClient("http/1.1"), "http/1.1"},
+		{"TLS 1.1", 0, false, own, tls11, "refused"},
+		{"TLS 1.2 with GCM", 0, false, own, tls12, "http/1.1"},
+		{"TLS 1.2 with CBC alone", 0, false, own, cbc, "refused"},
+		{"TLS 1.3", 0, false, own, tls13, "http/1.1"},
+		{"TLS 1.2 below MinTLSVersion", tls.VersionTLS13, false, min12, tls12, "refused"},
+		{"TLS 1.3, MinTLSVersion", tls.VersionTLS13, false, nil, tls13, "http/1.1"},
+		{"TLS 1.2 below TLSConfig.MinVersion", 0, false, min13, tls12, "refused"},
+		{"TLS 1.3, TLSConfig.MinVersion", 0, false, min13, tls13, "http/1.1"},
+		{"TLS 1.2 of GetConfigForClient", tls.VersionTLS13, false, forClient(&tls.Config{MinVersion: tls.VersionTLS10}), tls12, "refused"},
+		{"TLS 1.3, GetConfigForClient", tls.VersionTLS13, false, forClient(&tls.Config{MinVersion: tls.VersionTLS10}), tls13, ""},
+		{"HTTP/2", 0, true, own, tls12, "h2"},
+		{"HTTP/2, GetConfigForClient", 0, true, forClient(&tls.Config{}), tls13, "h2"},
+		{"HTTP/2, GetConfigForClient with protocols", 0, true, forClient(&tls.Config{NextProtos: []string{"http/1.1"}}), tls13, "http/1.1"},
 	} {
-		srv := newServer(t, &conduit.Config{Handler: http.NotFoundHandler(), EnableHTTP2: tt.enabled, TLSConfig: tt.cfg})
-		got, err := handshake(serve(t, srv), &tls.Config{NextProtos: []string{"h2", "http/1.1"}})
-		if got != tt.want || err != nil {
-			t.Errorf("%s, EnableHTTP2 %v: negotiated %q, %v; want %q", tt.name, tt.enabled, got, err, tt.want)
+		srv := newServer(t, &conduit.Config{Handler: http.NotFoundHandler(), CertFile: certFile, KeyFile: keyFile, MinTLSVersion: tt.min, EnableHTTP2: tt.http2, TLSConfig: tt.cfg})
+		client := tt.client.Clone()
+		client.RootCAs, client.ServerName, client.NextProtos = testCertificate().pool, "conduit.test", []string{"h2", "http/1.1"}
+		got := "refused"
+		conn, err := tls.Dial("tcp", strings.TrimPrefix(serve(t, srv), "http://"), client)
+		if err == nil {
+			got = conn.ConnectionState().NegotiatedProtocol
+			conn.Close()
+		}
+		if got != tt.want {
+			t.Errorf("%s: negotiated %q, %v; want %q", tt.name, got, err, tt.want)
 		}
 	}
 	url := serve(t, newServer(t, conduit.DefaultConfig(http.NotFoundHandler())))
@@ -195,55 +219,7 @@ func TestHTTP2IsOffWhereItIsNotEnabled(t *testing.T) {
 	}
 }
 
-// handshake returns what a client negotiates with a server at a URL that has
-// testCertificate.
-func handshake(url string, cfg *tls.Config) (protocol string, err error) {
-	c := cfg.Clone()
-	c.RootCAs, c.ServerName = testCertificate().pool, "conduit.test"
-	conn, err := tls.Dial("tcp", strings.TrimPrefix(url, "http://"), c)
-	if err != nil {
-		return "", err
-	}
-	defer conn.Close()
-	return conn.ConnectionState().NegotiatedProtocol, nil
-}
-
-func TestTLSRefusesWhatIsWeakOrBelowTheMinimum(t *testing.T) {
-	certFile, keyFile := writeCertificate(t, t.TempDir(), testCertificate())
-	other := newCertificate(t, "other.test") // CertFile wins over it
-	none, min12, min13 := &tls.Config{Certificates: []tls.Certificate{other.pair}}, &tls.Config{MinVersion: tls.VersionTLS12}, &tls.Config{MinVersion: tls.VersionTLS13}
-	forClient := &tls.Config{GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
-		return &tls.Config{MinVersion: tls.VersionTLS10, Certificates: none.Certificates}, nil
-	}}
-	tls11 := &tls.Config{MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11}
-	tls12, tls13 := &tls.Config{MaxVersion: tls.VersionTLS12}, &tls.Config{MinVersion: tls.VersionTLS13}
-	cbc := &tls.Config{MaxVersion: tls.VersionTLS12, CipherSuites: []uint16{tls.TLS_ECDHE_ECDSA_WITH_AES_128_CBC_SHA, tls.TLS_ECDHE_ECDSA_WITH_AES_256_CBC_SHA}}
-	for _, tt := range []struct {
-		name   string
-		min    uint16 // MinTLSVersion
-		cfg    *tls.Config
-		client *tls.Config
-		ok     bool
-	}{
-		{"TLS 1.1", 0, none, tls11, false},
-		{"TLS 1.2 with GCM", 0, none, tls12, true},
-		{"TLS 1.2 with CBC alone", 0, none, cbc, false},
-		{"TLS 1.3", 0, none, tls13, true},
-		{"TLS 1.2 below MinTLSVersion", tls.VersionTLS13, min12, tls12, false},
-		{"TLS 1.3, MinTLSVersion", tls.VersionTLS13, nil, tls13, true},
-		{"TLS 1.2 below TLSConfig.MinVersion", 0, min13, tls12, false},
-		{"TLS 1.3, TLSConfig.MinVersion", 0, min13, tls13, true},
-		{"TLS 1.2 of GetConfigForClient", tls.VersionTLS13, forClient, tls12, false},
-		{"TLS 1.3, GetConfigForClient", tls.VersionTLS13, forClient, tls13, true},
-	} {
-		srv := newServer(t, &conduit.Config{Handler: http.NotFoundHandler(), CertFile: certFile, KeyFile: keyFile, MinTLSVersion: tt.min, TLSConfig: tt.cfg})
-		if _, err := handshake(serve(t, srv), tt.client); (err == nil) != tt.ok {
-			t.Errorf("%s: handshake: %v, want success %v", tt.name, err, tt.ok)
-		}
-	}
-}
-
-func TestCertificateFilesAreReadAgain(t *testing.T) {
+func TestCertificateFilesWinAndAreReadAgain(t *testing.T) {
 	dir := t.TempDir()
 	pipe := filepath.Join(dir, "pipe")
 	// A server that reads the pipe would wait for ever.
@@ -258,7 +234,10 @@ func TestCertificateFilesAreReadAgain(t *testing.T) {
 		certFile, keyFile := writeCertificate(t, dir, first)
 		var logs logBuffer
 		l := newPipeListener()
-		serveBubble(t, newServer(t, &conduit.Config{Handler: http.NotFoundHandler(), CertFile: certFile, KeyFile: keyFile, Logger: logs.logger()}), l)
+		serveBubble(t, newServer(t, &conduit.Config{
+			Handler: http.NotFoundHandler(), CertFile: certFile, KeyFile: keyFile, Logger: logs.logger(),
+			TLSConfig: &tls.Config{Certificates: []tls.Certificate{third.pair}}, // the files win, for a client that names no server too
+		}), l)
 		steps := []struct {
 			name     string
 			change   func() error
