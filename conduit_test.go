@@ -152,15 +152,23 @@ func TestNewFillsInDefaultsAndKeepsNegatives(t *testing.T) {
 	}
 }
 
-func TestNewCopiesItsConfig(t *testing.T) {
+func TestNewCopiesItsConfigAndTakesTheDefaultLogger(t *testing.T) {
+	var logs logBuffer
+	old := slog.Default()
+	slog.SetDefault(logs.logger())
 	cfg := conduit.DefaultConfig(textHandler("before"))
 	srv, err := conduit.New(cfg)
+	slog.SetDefault(old)
 	if err != nil {
 		t.Fatal(err)
 	}
 	cfg.Handler = textHandler("after")
-	if got := get(t, http.DefaultClient, serve(t, srv)).body; got != "before" {
+	url := serve(t, srv)
+	if got := get(t, http.DefaultClient, url).body; got != "before" {
 		t.Errorf("body = %q, want the handler that New was given", got)
+	}
+	if lines := logs.find("listening"); len(lines) != 1 || "http://"+fmt.Sprint(lines[0]["addr"]) != url {
+		t.Errorf("the logger that was the default got %s, want one line that says listening on %s", logs.String(), url)
 	}
 }
 
@@ -1057,7 +1065,12 @@ func TestHealthRespondsInTimeWhateverACheckDoes(t *testing.T) {
 			var runs atomic.Int64
 			forever := make(chan struct{})
 			defer close(forever)
-			first := func(context.Context) error { runs.Add(1); return nil }
+			first := func(ctx context.Context) error {
+				if runs.Add(1); conduit.Draining(ctx) == nil {
+					t.Error("the context has no values of the request")
+				}
+				return nil
+			}
 			h := conduit.Health(first, func(ctx context.Context) error { return tt.check(ctx, forever) })
 			_, client, url := serveInBubble(t, http1Protocol, &conduit.Config{Logger: logs.logger(), Handler: h})
 			for _, want := range []time.Duration{tt.first, tt.again} {
