@@ -1584,32 +1584,30 @@ func TestLogStatusOfWhatHasNoResponse(t *testing.T) {
 			panic("after the handler")
 		})
 	}
-	tests := []struct {
+	for _, tt := range []struct {
 		name    string
 		chain   conduit.Middleware
 		handler http.HandlerFunc
 		status  float64
 		aborted any
+		late    int // WriteHeaders that are logged as superfluous
 	}{
-		{"panic without Recovery", conduit.Logging(), func(http.ResponseWriter, *http.Request) { panic("x") }, 0, true},
-		{"abort in Recovery", recovery, func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, 0, true},
-		{"Recovery inside", conduit.Chain(conduit.Logging(), conduit.Recovery()), func(http.ResponseWriter, *http.Request) { panic("x") }, 500, nil},
-		{"panic beside Recovery", conduit.Chain(conduit.Logging(), panicAfter, conduit.Recovery()), func(http.ResponseWriter, *http.Request) {}, 0, true},
-		{"invalid status", recovery, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(1000) }, 500, nil},
-		{"hijacked", recovery, func(w http.ResponseWriter, _ *http.Request) { hijack(w).Close() }, 101, nil},
-		{"panic after a hijack", recovery, func(w http.ResponseWriter, _ *http.Request) { hijack(w).Close(); panic("x") }, 101, true},
-		{"error after a hijack", recovery, func(w http.ResponseWriter, _ *http.Request) { hijack(w).Close(); http.Error(w, "nowhere", 500) }, 101, nil},
-	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			var logs logBuffer
-			if res, err := http.Get(serveHandler(t, http1Protocol, &logs, tt.chain(tt.handler))); err == nil {
-				res.Body.Close()
-			}
-			if line := logs.request(t); line["status"] != tt.status || line["aborted"] != tt.aborted {
-				t.Errorf("logged %v, want status %v, aborted %v", line, tt.status, tt.aborted)
-			}
-		})
+		{"panic without Recovery", conduit.Logging(), func(http.ResponseWriter, *http.Request) { panic("x") }, 0, true, 0},
+		{"abort in Recovery", recovery, func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, 0, true, 0},
+		{"Recovery inside", conduit.Chain(conduit.Logging(), conduit.Recovery()), func(http.ResponseWriter, *http.Request) { panic("x") }, 500, nil, 0},
+		{"panic beside Recovery", conduit.Chain(conduit.Logging(), panicAfter, conduit.Recovery()), func(http.ResponseWriter, *http.Request) {}, 0, true, 0},
+		{"invalid status", recovery, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(1000) }, 500, nil, 0},
+		{"hijacked", recovery, func(w http.ResponseWriter, _ *http.Request) { hijack(w).Close() }, 101, nil, 0},
+		{"panic after a hijack", recovery, func(w http.ResponseWriter, _ *http.Request) { hijack(w).Close(); panic("x") }, 101, true, 0},
+		{"error after a hijack", recovery, func(w http.ResponseWriter, _ *http.Request) { hijack(w).Close(); http.Error(w, "nowhere", 500) }, 101, nil, 1},
+	} {
+		var logs logBuffer
+		req, _ := http.NewRequest("GET", serveHandler(t, http1Protocol, &logs, tt.chain(tt.handler)), nil)
+		try(http.DefaultClient, req)
+		line, late := logs.request(t), len(logs.find("superfluous WriteHeader"))
+		if line["status"] != tt.status || line["aborted"] != tt.aborted || late != tt.late {
+			t.Errorf("%s: logged %v, want status %v, aborted %v, %d superfluous", tt.name, logs.String(), tt.status, tt.aborted, tt.late)
+		}
 	}
 }
 
