@@ -1343,8 +1343,8 @@ func TestRecoveryResponds500(t *testing.T) {
 					if err != nil && !(tt.message == goexit && !p.http1) { // HTTP/2 resets the stream after it
 						t.Error(err)
 					}
-					if got.status != 500 || got.body != "Internal Server Error\n" {
-						t.Errorf("got %d %q, want a plain 500", got.status, got.body)
+					if got.status != 500 || got.body != "Internal Server Error\n" || got.header.Get("X-Content-Type-Options") != "nosniff" {
+						t.Errorf("got %d %v %q, want a plain 500", got.status, got.header, got.body)
 					}
 					nothingIsLeft(t, got.header)
 
