@@ -1333,6 +1333,7 @@ func TestRecoveryResponds500(t *testing.T) {
 					var logs logBuffer
 					chain := conduit.Chain(conduit.RequestID(), conduit.Recovery(), conduit.Logging(), limit.new(time.Minute))
 					url := serveHandler(t, p, &logs, chain(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+						w.Header().Set("Content-Type", "image/png")
 						for _, field := range representationFields {
 							w.Header().Set(field, "1")
 						}
@@ -1343,7 +1344,7 @@ func TestRecoveryResponds500(t *testing.T) {
 					if err != nil && !(tt.message == goexit && !p.http1) { // HTTP/2 resets the stream after it
 						t.Error(err)
 					}
-					if got.status != 500 || got.body != "Internal Server Error\n" || got.header.Get("X-Content-Type-Options") != "nosniff" {
+					if got.status != 500 || got.body != "Internal Server Error\n" || got.header.Get("Content-Type") != "text/plain; charset=utf-8" || got.header.Get("X-Content-Type-Options") != "nosniff" {
 						t.Errorf("got %d %v %q, want a plain 500", got.status, got.header, got.body)
 					}
 					nothingIsLeft(t, got.header)
@@ -1501,6 +1502,7 @@ func TestLogTellsWhatWasAborted(t *testing.T) {
 	flush := func(w http.ResponseWriter, _ *http.Request) { http.NewResponseController(w).Flush() }
 	gone := func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }
 	drained := func(_ http.ResponseWriter, r *http.Request) { <-conduit.Draining(r.Context()) }
+	short := func(http.ResponseWriter, *http.Request) { time.Sleep(time.Second) }
 	long := func(http.ResponseWriter, *http.Request) { time.Sleep(20 * time.Second) } // beyond WriteTimeout
 	for _, tt := range []struct {
 		name    string
@@ -1517,6 +1519,7 @@ func TestLogTellsWhatWasAborted(t *testing.T) {
 		{"out of time to shut down", "GET", "shut down", []step{text("some"), flush, gone}, 200, 4, true},
 		{"waited for by a drain", "GET", "drain", []step{flush, drained, text("all")}, 200, 3, false},
 		{"WriteTimeout", "GET", "", []step{text("some"), flush, long}, 200, 4, true},
+		{"within WriteTimeout", "GET", "", []step{text("some"), flush, short}, 200, 4, false},
 		{"WriteTimeout after the declared end", "GET", "", []step{declare(4), text("some"), flush, long}, 200, 4, false},
 		{"WriteTimeout lifted", "GET", "", []step{deadline(0), long, text("all")}, 200, 3, false},
 		{"no WriteTimeout", "GET", "no WriteTimeout", []step{text("some"), long}, 200, 4, false},
