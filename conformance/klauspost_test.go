@@ -6,7 +6,7 @@
 package conformance
 
 import (
-	"bytes"
+	"crypto/tls"
 	"fmt"
 	"io"
 	"net/http"
@@ -95,7 +95,9 @@ func (s *server) fetch(t *testing.T, path, accepts string) *http.Response {
 		t.Fatal(err)
 	}
 	req.Header.Set("Accept-Encoding", accepts)
-	resp, err := insecureClient(t).Do(req)
+	transport := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, ForceAttemptHTTP2: true}
+	t.Cleanup(transport.CloseIdleConnections)
+	resp, err := (&http.Client{Transport: transport}).Do(req)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -193,7 +195,7 @@ func TestKlauspostWithChromium(t *testing.T) {
 	srv := klauspostServer(t, nil)
 	tab := newTab(t, srv.url+"/page")
 	tab.do(t, chromedp.WaitReady("body"))
-	if got := evaluate[string](t, tab, "document.body.innerText"); !bytes.HasPrefix([]byte(got), []byte("/page is text")) || len(got) < 1<<20 {
+	if got := evaluate[string](t, tab, "document.body.innerText"); !strings.HasPrefix(got, "/page is text") || len(got) < 1<<20 {
 		t.Errorf("the page has %d characters, %.40q", len(got), got)
 	}
 	const coding = `(() => { const r = new XMLHttpRequest(); r.open("GET", "/xhr", false); r.send(); return r.getResponseHeader("Content-Encoding") + " " + r.responseText.length })()`

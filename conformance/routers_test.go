@@ -192,3 +192,30 @@ func TestPartsInsideEachRouter(t *testing.T) {
 		})
 	}
 }
+
+// The order that the package comment warns of: chi gives the context of a route to
+// the next request once the route has returned, and Timeout returns before a late
+// handler does.
+func TestTimeoutInsideChiLosesTheParameters(t *testing.T) {
+	t.Parallel()
+	timedOut, seen := make(chan struct{}), make(chan string)
+	m := chi.NewRouter()
+	m.Use(conduit.Timeout(50 * time.Millisecond))
+	m.Get("/late/{id}", func(_ http.ResponseWriter, r *http.Request) {
+		<-timedOut
+		seen <- chi.URLParam(r, "id")
+	})
+	m.Get("/users/{id}", func(http.ResponseWriter, *http.Request) {})
+	srv := serve(t, conduit.DefaultConfig(m))
+
+	eventually(t, "a late handler reads the parameter of another request", func() bool {
+		if status, _, _ := ask(t, srv.url+"/late/18"); status != 503 {
+			t.Fatalf("late: %d, want 503", status)
+		}
+		for range 10 {
+			ask(t, srv.url+"/users/other")
+		}
+		timedOut <- struct{}{}
+		return <-seen == "other"
+	})
+}
