@@ -2611,103 +2611,146 @@ func try(client *http.Client, req *http.Request) (reply, error) {
 
 // Shutdown
 
-// Four servers in turn serve one listening socket, under load from clients
-// that send a request only once, on connections that they keep.
-func TestRollingRestartLosesNoRequest(t *testing.T) {
-	base := listen(t).(*net.TCPListener)
-	share := func() net.Listener {
-		f, err := base.File()
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer f.Close()
-		l, err := net.FileListener(f)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return l
-	}
-	var logs logBuffer
-	cfg := &conduit.Config{Logger: logs.logger(), Handler: conduit.Chain(conduit.RequestID(), conduit.Recovery(), conduit.Logging(), conduit.Timeout(time.Minute))(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		io.Copy(w, r.Body)
-	}))}
-	run := func() (*conduit.GracefulShutdown, chan error) {
-		g := conduit.NewGracefulShutdown(newServer(t, cfg), &conduit.ShutdownConfig{Delay: 250 * time.Millisecond, Signals: []os.Signal{}})
-		done := make(chan error, 1)
-		go func() { done <- g.Run(context.Background(), share()) }()
-		return g, done
-	}
+// graceful is a GracefulShutdown that runs in a bubble, over pipes.
+type graceful struct {
+	*conduit.GracefulShutdown
+	srv  *conduit.Server
+	l    *pipeListener
+	logs *logBuffer
+	done chan error // gets what Run returns
+}
 
-	current, ended := run()
-	var answered, lost atomic.Int64
-	stop := make(chan struct{})
-	var clients sync.WaitGroup
-	for range 48 {
-		clients.Go(func() {
-			var conn net.Conn
-			var br *bufio.Reader
-			for n := 0; ; n++ {
-				select {
-				case <-stop:
-					if conn != nil {
-						conn.Close()
+// newGraceful does not wait for signals. It runs when start is called.
+func newGraceful(t *testing.T, cfg conduit.ShutdownConfig, h http.Handler) *graceful {
+	t.Helper()
+	cfg.Signals = []os.Signal{}
+	g := &graceful{l: newPipeListener(), logs: new(logBuffer), done: make(chan error, 1)}
+	g.srv = newServer(t, &conduit.Config{Handler: h, Logger: g.logs.logger()})
+	g.GracefulShutdown = conduit.NewGracefulShutdown(g.srv, &cfg)
+	return g
+}
+
+func (g *graceful) start(ctx context.Context) {
+	go func() { g.done <- g.Run(ctx, g.l) }()
+}
+
+// open sends a request and returns when the handler waits.
+func (l *pipeListener) open(t *testing.T) {
+	conn := l.dial()
+	t.Cleanup(func() { conn.Close() })
+	io.WriteString(conn, "GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+	synctest.Wait()
+}
+
+// hijacking returns a handler that takes the connection and closes it after wait.
+func hijacking(t *testing.T, wait func(context.Context)) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		conn, _, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer conn.Close()
+		wait(r.Context())
+	}
+}
+
+func waitForContext(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }
+
+func TestShutdownDefaultsShrink(t *testing.T) {
+	edited := func(timeout, delay time.Duration) *conduit.ShutdownConfig {
+		cfg := conduit.DefaultShutdownConfig()
+		cfg.Timeout = timeout
+		cfg.Delay = cmp.Or(delay, cfg.Delay)
+		return cfg
+	}
+	tests := []struct {
+		name        string
+		cfg         *conduit.ShutdownConfig
+		delay, hook time.Duration
+	}{
+		// The delay is kept even when nobody is connected: a client that was just
+		// told to close is dialling again at that moment.
+		{"defaults", &conduit.ShutdownConfig{}, 500 * time.Millisecond, 5 * time.Second},
+		{"small Timeout", &conduit.ShutdownConfig{Timeout: time.Second}, 250 * time.Millisecond, 250 * time.Millisecond},
+		{"small Timeout beside the defaults", edited(time.Second, 0), 250 * time.Millisecond, 250 * time.Millisecond},
+		{"Timeout that the defaults fit", edited(10*time.Second, 0), 500 * time.Millisecond, 5 * time.Second},
+		{"Timeout and Delay beside the defaults", edited(10*time.Second, 5*time.Second), 5 * time.Second, 2500 * time.Millisecond},
+		{"long Delay", &conduit.ShutdownConfig{Timeout: 2 * time.Second, Delay: 1900 * time.Millisecond}, 1900 * time.Millisecond, 50 * time.Millisecond},
+		{"none", &conduit.ShutdownConfig{Delay: -1, HookTimeout: time.Second}, 0, time.Second},
+		{"no Timeout", &conduit.ShutdownConfig{Timeout: -1}, 500 * time.Millisecond, 5 * time.Second},
+		{"nothing kept", &conduit.ShutdownConfig{HookTimeout: -1}, 500 * time.Millisecond, 30*time.Second - 500*time.Millisecond},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				g := newGraceful(t, *tt.cfg, http.NotFoundHandler())
+				start := time.Now()
+				g.RegisterHook(func(ctx context.Context) error {
+					deadline, _ := ctx.Deadline()
+					if after, left := time.Since(start), time.Until(deadline); after != tt.delay || left != tt.hook {
+						t.Errorf("the hook ran after %v and has %v, want %v and %v", after, left, tt.delay, tt.hook)
 					}
-					return
-				default:
+					return nil
+				})
+				g.Shutdown() // also before Run
+				g.start(t.Context())
+				if err := <-g.done; err != nil {
+					t.Error(err)
 				}
-				if conn == nil {
-					var err error
-					if conn, err = net.Dial("tcp", base.Addr().String()); err != nil {
-						t.Error(err)
-						return
-					}
-					br = bufio.NewReader(conn)
-				}
-				body := strconv.Itoa(n)
-				_, err := fmt.Fprintf(conn, "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
-				var res *http.Response
-				if err == nil {
-					res, err = http.ReadResponse(br, nil)
-				}
-				var got []byte
-				if err == nil {
-					got, err = io.ReadAll(res.Body)
-				}
-				if err != nil || string(got) != body {
-					lost.Add(1)
-					conn.Close()
-					conn = nil
-					continue
-				}
-				answered.Add(1)
-				if res.Close {
-					conn.Close()
-					conn = nil
-				}
-			}
+			})
 		})
 	}
-	for range 3 {
-		for before := answered.Load(); answered.Load() < before+500; {
-			runtime.Gosched()
+}
+
+func TestShutdownGoesThroughItsPhases(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		mux := http.NewServeMux()
+		mux.Handle("/health", conduit.Health())
+		mux.Handle("/", textHandler("ok"))
+		g := newGraceful(t, conduit.ShutdownConfig{Delay: 5 * time.Second, Timeout: time.Minute}, mux)
+		g.start(context.Background())
+		client := g.l.client(t)
+		check := func(after time.Duration, path string, status int, wantClose bool) {
+			t.Helper()
+			if got := get(t, client, "http://conduit.test"+path); got.status != status || got.close != wantClose {
+				t.Errorf("%v after the signal %s = %d, close %v; want %d, %v", after, path, got.status, got.close, status, wantClose)
+			}
 		}
-		next, nextEnded := run()
-		current.Shutdown()
-		if err := <-ended; err != nil {
+		check(-1, "/", 200, false)
+		check(-1, "/health", 200, false)
+		g.Shutdown()
+		start := time.Now()
+		for _, phase := range []struct {
+			until time.Duration
+			close bool
+		}{{3900 * time.Millisecond, true}, {4900 * time.Millisecond, false}} {
+			for ; time.Since(start) < phase.until; time.Sleep(100 * time.Millisecond) {
+				synctest.Wait()
+				check(time.Since(start), "/", 200, phase.close)
+				check(time.Since(start), "/health", 503, phase.close)
+			}
+			time.Sleep(150 * time.Millisecond)
+		}
+		// The listener is closed by now; the connection that phase 3 has kept
+		// is still served, and told to close.
+		select {
+		case <-g.l.closed:
+		default:
+			t.Error("the listener is open after Delay")
+		}
+		check(time.Since(start), "/", 200, true)
+		if err := <-g.done; err != nil {
 			t.Errorf("Run = %v", err)
 		}
-		current, ended = next, nextEnded
-	}
-	close(stop)
-	clients.Wait()
-	current.Shutdown()
-	if err := <-ended; err != nil {
-		t.Errorf("Run = %v", err)
-	}
-	if lost.Load() != 0 {
-		t.Errorf("%d of %d requests lost in three restarts", lost.Load(), lost.Load()+answered.Load())
-	}
-	t.Logf("%d requests answered, %d lost", answered.Load(), lost.Load())
+		if took := time.Since(start); took < 5*time.Second || took > 6*time.Second {
+			t.Errorf("took %v, want Delay and at most 250 ms more", took)
+		}
+		line := g.logs.find("shutdown")
+		if len(line) != 1 || line[0]["level"] != "INFO" || line[0]["delay"] != float64(5*time.Second) || line[0]["cut"] != 0.0 || line[0]["drained"].(float64) < 50 {
+			t.Errorf("logged %v", line)
+		}
+	})
 }
 
 // Connections that wait in the listener's queue when it is closed are reset,
@@ -2723,11 +2766,10 @@ func TestQueuedConnectionsAreAnswered(t *testing.T) {
 	}
 	l := &observedListener{TCPListener: listen(t).(*net.TCPListener), stopping: make(chan struct{})}
 	serveOn(t, srv, l)
-	addr := l.Addr().String()
 	var conns []net.Conn
 	var readers []*bufio.Reader
 	for range 20 {
-		conn, br := rawDial(t, addr)
+		conn, br := rawDial(t, l.Addr().String())
 		fmt.Fprint(conn, "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
 		conns, readers = append(conns, conn), append(readers, br)
 	}
@@ -2765,190 +2807,55 @@ func (l *observedListener) SetDeadline(deadline time.Time) error {
 	return l.TCPListener.SetDeadline(deadline)
 }
 
-func TestRunIsForOnce(t *testing.T) {
-	g := conduit.NewGracefulShutdown(newServer(t, &conduit.Config{Handler: textHandler("ok")}), &conduit.ShutdownConfig{Delay: -1, Signals: []os.Signal{}})
-	g.Shutdown()
-	if err := g.Run(t.Context(), newPipeListener()); err != nil {
-		t.Fatal(err)
-	}
-	l := listen(t)
-	if err := g.Run(t.Context(), l); err == nil || !strings.Contains(err.Error(), "was called before") {
-		t.Errorf("a second Run: %v, want an error", err)
-	}
-	if conn, err := net.Dial("tcp", l.Addr().String()); err == nil {
-		conn.Close()
-		t.Error("a second Run has left its listener open")
-	}
-}
-
-func TestShutdownGoesThroughItsPhases(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var logs logBuffer
-		mux := http.NewServeMux()
-		mux.Handle("/health", conduit.Health())
-		mux.Handle("/", textHandler("ok"))
-		srv := newServer(t, &conduit.Config{Handler: mux, Logger: logs.logger()})
-		g := conduit.NewGracefulShutdown(srv, &conduit.ShutdownConfig{Delay: 5 * time.Second, Timeout: time.Minute, Signals: []os.Signal{}})
-		l := newPipeListener()
-		done := make(chan error, 1)
-		go func() { done <- g.Run(context.Background(), l) }()
-		client := l.client(t)
-		check := func(after time.Duration, path string, status int, wantClose bool) {
-			t.Helper()
-			if got := get(t, client, "http://conduit.test"+path); got.status != status || got.close != wantClose {
-				t.Errorf("%v after the signal %s = %d, close %v; want %d, %v", after, path, got.status, got.close, status, wantClose)
-			}
-		}
-		check(-1, "/", 200, false)
-		check(-1, "/health", 200, false)
-		g.Shutdown()
-		start := time.Now()
-		for _, phase := range []struct {
-			until time.Duration
-			close bool
-		}{{3900 * time.Millisecond, true}, {4900 * time.Millisecond, false}} {
-			for ; time.Since(start) < phase.until; time.Sleep(100 * time.Millisecond) {
-				synctest.Wait()
-				check(time.Since(start), "/", 200, phase.close)
-				check(time.Since(start), "/health", 503, phase.close)
-			}
-			time.Sleep(150 * time.Millisecond)
-		}
-		// The listener is closed by now; the connection that phase 3 has kept
-		// is still served, and told to close.
-		select {
-		case <-l.closed:
-		default:
-			t.Error("the listener is open after Delay")
-		}
-		check(time.Since(start), "/", 200, true)
-		if err := <-done; err != nil {
-			t.Errorf("Run = %v", err)
-		}
-		if took := time.Since(start); took < 5*time.Second || took > 6*time.Second {
-			t.Errorf("took %v, want Delay and at most 250 ms more", took)
-		}
-		line := logs.find("shutdown")
-		if len(line) != 1 || line[0]["level"] != "INFO" || line[0]["delay"] != float64(5*time.Second) || line[0]["cut"] != 0.0 || line[0]["drained"].(float64) < 50 {
-			t.Errorf("logged %v", line)
-		}
-	})
-}
-
-// A client that was just told to close is dialling again at that moment, so
-// the delay is kept even when nobody is connected.
-func TestDelayIsKeptWithoutConnections(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		srv := newServer(t, conduit.DefaultConfig(http.NotFoundHandler()))
-		g := conduit.NewGracefulShutdown(srv, &conduit.ShutdownConfig{Signals: []os.Signal{}})
-		ctx, cancel := context.WithCancel(t.Context())
-		cancel()
-		start := time.Now()
-		if err := g.Run(ctx, newPipeListener()); err != nil {
-			t.Error(err)
-		}
-		if took := time.Since(start); took != 500*time.Millisecond {
-			t.Errorf("took %v, want the 500ms of Delay", took)
-		}
-	})
-}
-
-func TestSilentConnectionsDoNotHoldAShutdown(t *testing.T) {
-	eachProtocol(t, func(t *testing.T, p protocol) {
-		srv := p.server(t, &conduit.Config{Handler: textHandler("ok")})
-		var opened sync.WaitGroup
-		opened.Add(3)
-		srv.HTTPServer().ConnState = func(_ net.Conn, state http.ConnState) {
-			if state == http.StateNew {
-				opened.Done()
-			}
-		}
-		url := p.serve(t, srv)
-		addr := url[strings.Index(url, "//")+2:]
-		for _, sent := range []string{"", "GET / HTT", "GET / HTTP/1.1\r\nHost: x\r\nX-Half"} {
-			conn, _ := rawDial(t, addr)
-			io.WriteString(conn, sent)
-		}
-		opened.Wait()
-		start := time.Now()
-		if err := srv.Shutdown(t.Context()); err != nil {
-			t.Error(err)
-		}
-		// net/http alone takes more than five seconds.
-		if took := time.Since(start); took > 3*time.Second {
-			t.Errorf("took %v", took)
-		}
-	})
-}
-
-func TestShutdownCutsAtItsDeadline(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var logs logBuffer
-		causes := make(chan error, 2)
-		srv := newServer(t, &conduit.Config{Logger: logs.logger(), Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			<-r.Context().Done()
-			causes <- context.Cause(r.Context())
+func TestRunningRequestsAreWaitedFor(t *testing.T) {
+	eachBubble(t, func(t *testing.T, p protocol) {
+		finish := make(chan struct{})
+		srv, client, url := streamBubble(t, p, conduit.Config{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			<-finish
+			io.WriteString(w, "done")
 		})})
-		g := conduit.NewGracefulShutdown(srv, &conduit.ShutdownConfig{Signals: []os.Signal{}})
-		hooked := false
-		g.RegisterHook(func(ctx context.Context) error {
-			hooked = true
-			if deadline, _ := ctx.Deadline(); time.Until(deadline) != 5*time.Second {
-				t.Errorf("the hook has %v, want 5s", time.Until(deadline))
-			}
-			return nil
-		})
-		l := newPipeListener()
-		done := make(chan error, 1)
-		go func() { done <- g.Run(context.Background(), l) }()
-		for range 2 {
-			conn := l.dial()
-			defer conn.Close()
-			io.WriteString(conn, "GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+		replies := make(chan reply, 10)
+		for range 10 {
+			go func() { replies <- get(t, client, url) }()
 		}
 		synctest.Wait()
-		start := time.Now()
-		g.Shutdown()
-		err := <-done
-		if err == nil || !strings.Contains(err.Error(), "2 connections cut") || !errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("Run = %v, want 2 connections cut", err)
-		}
-		if took := time.Since(start); took != 25*time.Second {
-			t.Errorf("took %v, want 30s less the hooks' 5s", took)
-		}
-		for range 2 {
-			if cause := <-causes; cause == nil || !strings.Contains(cause.Error(), "conduit: Shutdown: ") {
-				t.Errorf("cause = %v, want conduit's", cause)
+		srv.Drain()
+		stopped := make(chan error, 1)
+		go func() { stopped <- srv.Shutdown(context.Background()) }()
+		time.Sleep(10 * time.Second)
+		close(finish)
+		for range 10 {
+			if got := <-replies; got.body != "done" {
+				t.Errorf("reply %+v, want done", got)
 			}
 		}
-		if !hooked {
-			t.Error("the hook did not run")
-		}
-		if line := logs.find("shutdown"); len(line) != 1 || line[0]["level"] != "ERROR" || line[0]["cut"] != 2.0 {
-			t.Errorf("logged %v", line)
+		if err := <-stopped; err != nil {
+			t.Error(err)
 		}
 	})
 }
 
-func TestServerShutdownCutsWhenAnyContextEnds(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		srv := newServer(t, conduit.DefaultConfig(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { <-r.Context().Done() })))
-		l := newPipeListener()
-		serveBubble(t, srv, l)
-		conn := l.dial()
-		defer conn.Close()
-		io.WriteString(conn, "GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-		synctest.Wait()
-		first := make(chan error, 1)
-		go func() { first <- srv.Shutdown(context.Background()) }()
-		synctest.Wait()
+// On HTTP/2 a connection that is gone does not end its handlers. Hooks must not
+// close what they use.
+func TestHandlersOfClientsThatLeftAreWaitedFor(t *testing.T) {
+	eachBubble(t, func(t *testing.T, p protocol) {
+		var done atomic.Bool
+		srv, client, url := streamBubble(t, p, conduit.Config{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			<-r.Context().Done()
+			time.Sleep(5 * time.Second) // longer than the linger
+			done.Store(true)
+		})})
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		second := srv.Shutdown(ctx)
-		for _, err := range []error{<-first, second} {
-			if err == nil || !strings.Contains(err.Error(), "1 connections cut, 1 requests unfinished") || !errors.Is(err, context.DeadlineExceeded) {
-				t.Errorf("Shutdown = %v, want 1 connection cut", err)
-			}
+		req, _ := http.NewRequestWithContext(ctx, "GET", url, nil)
+		if res, err := client.Do(req); err == nil {
+			t.Fatalf("got %s", res.Status)
+		}
+		client.CloseIdleConnections()
+		synctest.Wait()
+		srv.Drain()
+		if err := srv.Shutdown(t.Context()); err != nil || !done.Load() {
+			t.Errorf("Shutdown = %v, the handler has returned: %v", err, done.Load())
 		}
 	})
 }
@@ -2961,13 +2868,11 @@ func TestShutdownWaitsForAHandlerThatATimeoutLeftBehind(t *testing.T) {
 			t.Run(fmt.Sprint(limit.name, patience), func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					returned := make(chan struct{})
-					srv := newServer(t, conduit.DefaultConfig(limit.new(time.Second)(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+					srv, client, url := streamBubble(t, http1Protocol, conduit.Config{Handler: limit.new(time.Second)(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
 						defer close(returned)
 						time.Sleep(10 * time.Second) // and heeds no context
-					}))))
-					l := newPipeListener()
-					serveBubble(t, srv, l)
-					if got := get(t, l.client(t), "http://pipe/"); got.status != 503 {
+					}))})
+					if got := get(t, client, url); got.status != 503 {
 						t.Errorf("status %d, want 503", got.status)
 					}
 					ctx, cancel := context.WithTimeout(t.Context(), patience)
@@ -2990,47 +2895,145 @@ func TestShutdownWaitsForAHandlerThatATimeoutLeftBehind(t *testing.T) {
 	}
 }
 
-// Whatever the first one waits for, another that is out of time ends it.
-func TestNobodyWaitsForAShutdownWithoutEnd(t *testing.T) {
-	ends := map[string]func(*conduit.Server){
-		"Shutdown": func(srv *conduit.Server) {
-			ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-			defer cancel()
-			if err := srv.Shutdown(ctx); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "1 of them hijacked") {
-				t.Errorf("second Shutdown = %v, want one hijacked left", err)
-			}
-		},
-		"Close": func(srv *conduit.Server) { srv.Close() },
+func TestHijackedConnectionsAreWaitedFor(t *testing.T) {
+	for _, heeds := range []bool{true, false} {
+		t.Run(fmt.Sprintf("heeds Draining %v", heeds), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				forever := make(chan struct{})
+				g := newGraceful(t, conduit.ShutdownConfig{}, hijacking(t, func(ctx context.Context) {
+					if !heeds {
+						<-forever
+						return
+					}
+					<-conduit.Draining(ctx)
+					time.Sleep(3 * time.Second)
+				}))
+				g.start(context.Background())
+				g.l.open(t)
+				start := time.Now()
+				g.Shutdown()
+				err := <-g.done
+				close(forever)
+				took, line := time.Since(start), g.logs.find("shutdown")
+				wantTook, waited, left := 3*time.Second, 1.0, 0.0
+				if !heeds {
+					wantTook, waited, left = 25*time.Second, 0.0, 1.0
+				}
+				if (err == nil) != heeds || took != wantTook {
+					t.Errorf("Run = %v after %v, want an error %v after %v", err, took, !heeds, wantTook)
+				}
+				if len(line) != 1 || line[0]["hijacked_waited"] != waited || line[0]["hijacked_left"] != left {
+					t.Errorf("logged %v, want %v waited for and %v left", line, waited, left)
+				}
+			})
+		})
 	}
-	for name, end := range ends {
-		t.Run(name, func(t *testing.T) {
+}
+
+func TestSilentConnectionsDoNotHoldAShutdown(t *testing.T) {
+	eachBubble(t, func(t *testing.T, p protocol) {
+		srv, l := p.server(t, &conduit.Config{Handler: textHandler("ok")}), newPipeListener()
+		serveBubble(t, srv, l)
+		for _, sent := range []string{"", "GET / HTT", "GET / HTTP/1.1\r\nHost: x\r\nX-Half", "\x16\x03\x01"} {
+			conn := l.dial()
+			go io.Copy(io.Discard, conn)
+			io.WriteString(conn, sent)
+		}
+		synctest.Wait()
+		start := time.Now()
+		if err := srv.Shutdown(t.Context()); err != nil {
+			t.Error(err)
+		}
+		// net/http alone takes more than five seconds.
+		if took := time.Since(start); took > time.Second {
+			t.Errorf("took %v, want at most a second", took)
+		}
+	})
+}
+
+func TestShutdownCutsAtItsDeadline(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		causes := make(chan error, 2)
+		g := newGraceful(t, conduit.ShutdownConfig{}, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			<-r.Context().Done()
+			causes <- context.Cause(r.Context())
+		}))
+		hooked := false
+		g.RegisterHook(func(ctx context.Context) error {
+			hooked = true
+			if deadline, _ := ctx.Deadline(); time.Until(deadline) != 5*time.Second {
+				t.Errorf("the hook has %v, want 5s", time.Until(deadline))
+			}
+			return nil
+		})
+		g.start(context.Background())
+		g.l.open(t)
+		g.l.open(t)
+		start := time.Now()
+		g.Shutdown()
+		err := <-g.done
+		if err == nil || !strings.Contains(err.Error(), "2 connections cut") || !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("Run = %v, want 2 connections cut", err)
+		}
+		if took := time.Since(start); took != 25*time.Second {
+			t.Errorf("took %v, want 30s less the hooks' 5s", took)
+		}
+		for range 2 {
+			if cause := <-causes; cause == nil || !strings.Contains(cause.Error(), "conduit: Shutdown: ") {
+				t.Errorf("cause = %v, want conduit's", cause)
+			}
+		}
+		if !hooked {
+			t.Error("the hook did not run")
+		}
+		if line := g.logs.find("shutdown"); len(line) != 1 || line[0]["level"] != "ERROR" || line[0]["cut"] != 2.0 {
+			t.Errorf("logged %v", line)
+		}
+	})
+}
+
+// Whatever the first one waits for, another that is out of time ends it.
+func TestASecondShutdownOrCloseEndsTheFirst(t *testing.T) {
+	shutdown := func(srv *conduit.Server) error {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		return srv.Shutdown(ctx)
+	}
+	tests := []struct {
+		name     string
+		hijacked bool
+		end      func(*conduit.Server) error
+		want     string // in the error; end returns none if it is empty
+	}{
+		{"request, Shutdown", false, shutdown, "1 connections cut, 1 requests unfinished"},
+		{"request, Close", false, (*conduit.Server).Close, ""},
+		{"hijacked, Shutdown", true, shutdown, "1 of them hijacked"},
+		{"hijacked, Close", true, (*conduit.Server).Close, ""},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				forever := make(chan struct{})
 				defer close(forever)
-				srv := newServer(t, conduit.DefaultConfig(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-					conn, _, err := http.NewResponseController(w).Hijack()
-					if err != nil {
-						t.Error(err)
-						return
-					}
-					defer conn.Close()
-					<-forever
-				})))
-				l := newPipeListener()
-				served, first := make(chan error, 1), make(chan error, 1)
-				go func() { served <- srv.Serve(l) }()
-				conn := l.dial()
-				defer conn.Close()
-				io.WriteString(conn, "GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-				synctest.Wait()
+				h := hijacking(t, func(context.Context) { <-forever })
+				if !tt.hijacked {
+					h = waitForContext
+				}
+				srv, l := newServer(t, conduit.DefaultConfig(h)), newPipeListener()
+				serveBubble(t, srv, l)
+				l.open(t)
+				first := make(chan error, 1)
 				go func() { first <- srv.Shutdown(context.Background()) }()
 				synctest.Wait()
-				end(srv)
-				if err := <-first; err == nil {
-					t.Error("the first Shutdown = nil, want an error")
+				err := tt.end(srv)
+				switch {
+				case tt.want == "" && err != nil:
+					t.Errorf("the second = %v, want nil", err)
+				case tt.want != "" && (!errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), tt.want)):
+					t.Errorf("the second = %v, want %s", err, tt.want)
 				}
-				if err := <-served; err != nil {
-					t.Errorf("Serve = %v", err)
+				if err := <-first; err == nil || !strings.Contains(err.Error(), tt.want) {
+					t.Errorf("the first = %v, want an error with %q", err, tt.want)
 				}
 			})
 		})
@@ -3040,16 +3043,12 @@ func TestNobodyWaitsForAShutdownWithoutEnd(t *testing.T) {
 func TestCloseCancelsRequests(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		cause := make(chan error, 1)
-		srv := newServer(t, conduit.DefaultConfig(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		srv, l := newServer(t, conduit.DefaultConfig(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			<-r.Context().Done()
 			cause <- context.Cause(r.Context())
-		})))
-		l := newPipeListener()
+		}))), newPipeListener()
 		serveBubble(t, srv, l)
-		conn := l.dial()
-		defer conn.Close()
-		io.WriteString(conn, "GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-		synctest.Wait()
+		l.open(t)
 		if err := srv.Close(); err != nil {
 			t.Error(err)
 		}
@@ -3059,200 +3058,86 @@ func TestCloseCancelsRequests(t *testing.T) {
 	})
 }
 
-// On HTTP/2 a connection that is gone does not end its handlers. Hooks must not
-// close what they use.
-func TestHandlersOfClientsThatLeftAreWaitedFor(t *testing.T) {
-	eachProtocol(t, func(t *testing.T, p protocol) {
-		started, left, cleanedUp := make(chan struct{}), make(chan struct{}), make(chan struct{})
-		var done atomic.Bool
-		srv := p.server(t, &conduit.Config{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			close(started)
-			<-r.Context().Done()
-			close(left)
-			<-cleanedUp
-			done.Store(true)
-		})})
-		url, client := p.serve(t, srv), p.client(t)
-		ctx, cancel := context.WithCancel(t.Context())
-		req, _ := http.NewRequestWithContext(ctx, "GET", url, nil)
-		go func() {
-			<-started
-			cancel()
-		}()
-		if res, err := client.Do(req); err == nil {
-			t.Fatalf("got %s", res.Status)
-		}
-		client.CloseIdleConnections()
-		<-left
-		srv.Drain()
-		time.AfterFunc(300*time.Millisecond, func() { close(cleanedUp) }) // after the linger
-		if err := srv.Shutdown(t.Context()); err != nil || !done.Load() {
-			t.Errorf("Shutdown = %v, the handler has returned: %v", err, done.Load())
+// A listener that limits its connections may wait for one to be closed before
+// it accepts, and net/http for the listener.
+func TestShutdownKeepsItsDeadlineWithAStuckListener(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		srv, l := newServer(t, conduit.DefaultConfig(textHandler("ok"))), &limitListener{newPipeListener(), make(chan struct{}, 1)}
+		l.free <- struct{}{}
+		serveOn(t, srv, l)
+		get(t, l.client(t), "http://conduit.test/") // and stay connected
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		start := time.Now()
+		srv.Shutdown(ctx)
+		if took := time.Since(start); took > time.Second {
+			t.Errorf("took %v, want at most the second of its context", took)
 		}
 	})
 }
 
-// A listener that limits its connections may wait for one to be closed before
-// it accepts, and net/http for the listener.
-func TestShutdownKeepsItsDeadlineWithAStuckListener(t *testing.T) {
-	srv := newServer(t, conduit.DefaultConfig(textHandler("ok")))
-	l := &limitListener{TCPListener: listen(t).(*net.TCPListener), free: make(chan struct{}, 1), waiting: make(chan struct{}, 1)}
-	l.free <- struct{}{}
-	serveOn(t, srv, l)
-	client := http1Protocol.client(t)
-	get(t, client, "http://"+l.Addr().String()) // and stay connected
-	<-l.waiting
-	<-l.waiting
-	ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
-	defer cancel()
-	start := time.Now()
-	srv.Shutdown(ctx)
-	if took := time.Since(start); took > 20*time.Second {
-		t.Errorf("took %v, as long as an idle connection may last", took)
-	}
-}
-
 type limitListener struct {
-	*net.TCPListener
-	free, waiting chan struct{}
+	*pipeListener
+	free chan struct{}
 }
 
 func (l *limitListener) Accept() (net.Conn, error) {
-	l.waiting <- struct{}{}
 	<-l.free
-	c, err := l.TCPListener.Accept()
+	c, err := l.pipeListener.Accept()
 	if err != nil {
 		l.free <- struct{}{}
 		return nil, err
 	}
-	return &limitConn{Conn: c, free: l.free}, nil
+	return &limitConn{Conn: c, free: sync.OnceFunc(func() { l.free <- struct{}{} })}, nil
 }
 
 type limitConn struct {
 	net.Conn
-	once sync.Once
-	free chan struct{}
+	free func()
 }
 
 func (c *limitConn) Close() error {
-	c.once.Do(func() { c.free <- struct{}{} })
+	c.free()
 	return c.Conn.Close()
-}
-
-func TestHijackedConnectionsAreWaitedFor(t *testing.T) {
-	for _, heeds := range []bool{true, false} {
-		t.Run(fmt.Sprintf("heeds Draining %v", heeds), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				var logs logBuffer
-				forever := make(chan struct{})
-				srv := newServer(t, &conduit.Config{Logger: logs.logger(), Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-					conn, _, err := http.NewResponseController(w).Hijack()
-					if err != nil {
-						t.Error(err)
-						return
-					}
-					defer conn.Close()
-					if heeds {
-						<-conduit.Draining(r.Context())
-						time.Sleep(3 * time.Second)
-					} else {
-						<-forever
-					}
-				})})
-				g := conduit.NewGracefulShutdown(srv, &conduit.ShutdownConfig{Signals: []os.Signal{}})
-				l := newPipeListener()
-				done := make(chan error, 1)
-				go func() { done <- g.Run(context.Background(), l) }()
-				conn := l.dial()
-				defer conn.Close()
-				io.WriteString(conn, "GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-				synctest.Wait()
-				start := time.Now()
-				g.Shutdown()
-				err := <-done
-				close(forever)
-				took, line := time.Since(start), logs.find("shutdown")
-				if len(line) != 1 {
-					t.Fatalf("logged %v", line)
-				}
-				if heeds {
-					if err != nil || took != 3*time.Second || line[0]["hijacked_waited"] != 1.0 || line[0]["hijacked_left"] != 0.0 {
-						t.Errorf("%v after %v, logged %v; want one waited for", err, took, line)
-					}
-				} else if err == nil || took != 25*time.Second || line[0]["hijacked_waited"] != 0.0 || line[0]["hijacked_left"] != 1.0 {
-					t.Errorf("%v after %v, logged %v; want one left", err, took, line)
-				}
-			})
-		})
-	}
-}
-
-func TestHTTP2RequestsAreDrained(t *testing.T) {
-	for _, p := range []protocol{tlsProtocol, h2cProtocol} {
-		t.Run(p.name, func(t *testing.T) {
-			started, finish := make(chan struct{}, 10), make(chan struct{})
-			srv := p.server(t, &conduit.Config{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				started <- struct{}{}
-				<-finish
-				io.WriteString(w, "done")
-			})})
-			url, client := p.serve(t, srv), p.client(t)
-			replies := make(chan reply, 10)
-			for range 10 {
-				go func() { replies <- get(t, client, url) }()
-			}
-			for range 10 {
-				<-started
-			}
-			srv.Drain()
-			stopped := make(chan error, 1)
-			go func() { stopped <- srv.Shutdown(context.Background()) }()
-			close(finish)
-			for range 10 {
-				if got := <-replies; got.body != "done" {
-					t.Errorf("reply %+v, want done", got)
-				}
-			}
-			if err := <-stopped; err != nil {
-				t.Error(err)
-			}
-		})
-	}
 }
 
 func TestHooksRunLastInFirstOut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		srv := newServer(t, conduit.DefaultConfig(http.NotFoundHandler()))
-		g := conduit.NewGracefulShutdown(srv, &conduit.ShutdownConfig{HookTimeout: 8 * time.Second, Signals: []os.Signal{}})
-		var order nameList
-		failed := errors.New("cannot close")
-		// The one of six that hangs takes its sixth and the grace.
-		left := 8*time.Second - 8*time.Second/6 - 50*time.Millisecond
-		budget := func(name string, want time.Duration) func(context.Context) {
-			return func(ctx context.Context) {
-				order.add(name)
-				if deadline, _ := ctx.Deadline(); time.Until(deadline) != want {
-					t.Errorf("%s has %v, want %v", name, time.Until(deadline), want)
-				}
+		g := newGraceful(t, conduit.ShutdownConfig{HookTimeout: 8 * time.Second}, http.NotFoundHandler())
+		var mu sync.Mutex // a hook that was given up goes on
+		var order []string
+		note := func(name string) {
+			mu.Lock()
+			defer mu.Unlock()
+			order = append(order, name)
+		}
+		noteBudget := func(ctx context.Context, name string, want time.Duration) {
+			note(name)
+			if deadline, _ := ctx.Deadline(); time.Until(deadline) != want {
+				t.Errorf("%s has %v, want %v", name, time.Until(deadline), want)
 			}
 		}
-		g.RegisterHook(func(ctx context.Context) error { budget("first", left-2*time.Second)(ctx); return nil })
+		// The one of six that hangs takes its sixth and the grace.
+		left := 8*time.Second - 8*time.Second/6 - 50*time.Millisecond
+		failed := errors.New("cannot close")
+		never := make(chan struct{})
+		g.RegisterHook(func(ctx context.Context) error { noteBudget(ctx, "first", left-2*time.Second); return nil })
 		g.RegisterHook(func(ctx context.Context) error {
-			budget("registers", left/2)(ctx)
+			noteBudget(ctx, "registers", left/2)
 			time.Sleep(2 * time.Second)
-			g.RegisterHook(func(context.Context) error { order.add("registered"); return nil })
+			g.RegisterHook(func(context.Context) error { note("registered"); return nil })
 			return nil
 		})
-		g.RegisterHook(func(ctx context.Context) error { order.add("panics"); panic("boom") })
-		g.RegisterHook(func(ctx context.Context) error { order.add("exits"); runtime.Goexit(); return nil })
-		g.RegisterHook(failingHook(&order, failed))
-		never := make(chan struct{})
-		g.RegisterHook(func(ctx context.Context) error { order.add("hangs"); <-never; return nil })
+		g.RegisterHook(func(context.Context) error { note("panics"); panic("boom") })
+		g.RegisterHook(func(context.Context) error { note("exits"); runtime.Goexit(); return nil })
+		g.RegisterHook(failingHook(failed))
+		g.RegisterHook(func(context.Context) error { note("hangs"); <-never; return nil })
 		g.Shutdown()
-		err := g.Run(context.Background(), newPipeListener())
+		g.start(context.Background())
+		err := <-g.done
 		close(never)
-		if got, want := order.String(), "hangs fails exits panics registers registered first"; got != want {
-			t.Errorf("order %q, want %q", got, want)
+		if want := []string{"hangs", "exits", "panics", "registers", "registered", "first"}; !slices.Equal(order, want) {
+			t.Errorf("order %q, want %q", order, want)
 		}
 		if !errors.Is(err, failed) {
 			t.Errorf("the error %v does not wrap the hook's", err)
@@ -3265,26 +3150,8 @@ func TestHooksRunLastInFirstOut(t *testing.T) {
 	})
 }
 
-func failingHook(order *nameList, err error) func(context.Context) error {
-	return func(context.Context) error { order.add("fails"); return err }
-}
-
-// nameList collects names from goroutines that know nothing of each other.
-type nameList struct {
-	mu    sync.Mutex
-	names []string
-}
-
-func (l *nameList) add(name string) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.names = append(l.names, name)
-}
-
-func (l *nameList) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return strings.Join(l.names, " ")
+func failingHook(err error) func(context.Context) error {
+	return func(context.Context) error { return err }
 }
 
 func TestHooksRunWhenTheServerCannotStart(t *testing.T) {
@@ -3306,43 +3173,41 @@ func TestHooksRunWhenTheServerCannotStart(t *testing.T) {
 	}
 }
 
-func TestRunEndsInEveryWay(t *testing.T) {
-	ways := []struct {
-		name string
-		end  func(srv *conduit.Server, g *conduit.GracefulShutdown, cancel context.CancelFunc)
-	}{
-		{"context", func(_ *conduit.Server, _ *conduit.GracefulShutdown, cancel context.CancelFunc) { cancel() }},
-		{"Shutdown", func(_ *conduit.Server, g *conduit.GracefulShutdown, _ context.CancelFunc) {
+func TestRunEndsInEveryWayOnce(t *testing.T) {
+	ways := map[string]func(g *graceful, cancel context.CancelFunc){
+		"context": func(_ *graceful, cancel context.CancelFunc) { cancel() },
+		"Shutdown": func(g *graceful, _ context.CancelFunc) {
 			for range 5 {
 				g.Shutdown()
 			}
-		}},
-		{"Server.Shutdown", func(srv *conduit.Server, _ *conduit.GracefulShutdown, _ context.CancelFunc) {
-			srv.Shutdown(context.Background())
-		}},
-		{"Server.Close", func(srv *conduit.Server, _ *conduit.GracefulShutdown, _ context.CancelFunc) { srv.Close() }},
+		},
+		"Server.Shutdown": func(g *graceful, _ context.CancelFunc) { g.srv.Shutdown(context.Background()) },
+		"Server.Close":    func(g *graceful, _ context.CancelFunc) { g.srv.Close() },
 	}
-	for _, way := range ways {
-		t.Run(way.name, func(t *testing.T) {
+	for name, end := range ways {
+		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				srv := newServer(t, conduit.DefaultConfig(textHandler("ok")))
-				g := conduit.NewGracefulShutdown(srv, &conduit.ShutdownConfig{Signals: []os.Signal{}})
+				g := newGraceful(t, conduit.ShutdownConfig{}, textHandler("ok"))
 				hooks := 0
 				g.RegisterHook(func(ctx context.Context) error { hooks++; return ctx.Err() })
 				ctx, cancel := context.WithCancel(t.Context())
 				defer cancel()
-				l := newPipeListener()
-				done := make(chan error, 1)
-				go func() { done <- g.Run(ctx, l) }()
-				if got := get(t, l.client(t), "http://conduit.test/"); got.body != "ok" {
+				g.start(ctx)
+				if got := get(t, g.l.client(t), "http://conduit.test/"); got.body != "ok" {
 					t.Errorf("reply %+v", got)
 				}
-				way.end(srv, g, cancel)
-				if err := <-done; err != nil || hooks != 1 {
+				end(g, cancel)
+				if err := <-g.done; err != nil || hooks != 1 {
 					t.Errorf("Run = %v with %d hooks run; want nil and 1", err, hooks)
 				}
-				if err := g.Run(ctx, newPipeListener()); err == nil {
-					t.Error("a second Run returned nil")
+				l := newPipeListener()
+				if err := g.Run(ctx, l); err == nil || !strings.Contains(err.Error(), "was called before") {
+					t.Errorf("a second Run = %v, want an error", err)
+				}
+				select {
+				case <-l.closed:
+				default:
+					t.Error("a second Run has left its listener open")
 				}
 			})
 		})
@@ -3353,13 +3218,11 @@ func TestNoSignalsMeansNone(t *testing.T) {
 	hangups := make(chan os.Signal, 1)
 	signal.Notify(hangups, syscall.SIGHUP) // which would end the process otherwise
 	defer signal.Stop(hangups)
-	var logs logBuffer
-	srv := newServer(t, &conduit.Config{Logger: logs.logger(), Handler: textHandler("ok")})
-	g := conduit.NewGracefulShutdown(srv, &conduit.ShutdownConfig{Delay: -1, Signals: []os.Signal{}})
-	l := listen(t)
-	done := make(chan error, 1)
-	go func() { done <- g.Run(context.Background(), l) }()
-	get(t, http.DefaultClient, "http://"+l.Addr().String())
+	g := newGraceful(t, conduit.ShutdownConfig{Delay: -1}, textHandler("ok"))
+	g.start(context.Background())
+	client := g.l.client(t)
+	get(t, client, "http://conduit.test/")
+	client.CloseIdleConnections()
 	self, err := os.FindProcess(os.Getpid())
 	if err != nil {
 		t.Fatal(err)
@@ -3369,64 +3232,11 @@ func TestNoSignalsMeansNone(t *testing.T) {
 	}
 	<-hangups
 	g.Shutdown()
-	if err := <-done; err != nil {
+	if err := <-g.done; err != nil {
 		t.Error(err)
 	}
-	if lines := logs.find("draining"); len(lines) != 1 || lines[0]["cause"] != "Shutdown" {
+	if lines := g.logs.find("draining"); len(lines) != 1 || lines[0]["cause"] != "Shutdown" {
 		t.Errorf("logged %v, want Shutdown as the cause", lines)
-	}
-}
-
-func TestShutdownDefaultsShrink(t *testing.T) {
-	edited := func(timeout, delay time.Duration) *conduit.ShutdownConfig {
-		cfg := conduit.DefaultShutdownConfig()
-		cfg.Timeout = timeout
-		if delay > 0 {
-			cfg.Delay = delay
-		}
-		return cfg
-	}
-	tests := []struct {
-		name        string
-		cfg         *conduit.ShutdownConfig
-		delay, hook time.Duration
-	}{
-		{"defaults", nil, 500 * time.Millisecond, 5 * time.Second},
-		{"small Timeout", &conduit.ShutdownConfig{Timeout: time.Second}, 250 * time.Millisecond, 250 * time.Millisecond},
-		{"small Timeout beside the defaults", edited(time.Second, 0), 250 * time.Millisecond, 250 * time.Millisecond},
-		{"Timeout that the defaults fit", edited(10*time.Second, 0), 500 * time.Millisecond, 5 * time.Second},
-		{"Timeout and Delay beside the defaults", edited(10*time.Second, 5*time.Second), 5 * time.Second, 2500 * time.Millisecond},
-		{"long Delay", &conduit.ShutdownConfig{Timeout: 2 * time.Second, Delay: 1900 * time.Millisecond}, 1900 * time.Millisecond, 50 * time.Millisecond},
-		{"none", &conduit.ShutdownConfig{Delay: -1, HookTimeout: time.Second}, 0, time.Second},
-		{"no Timeout", &conduit.ShutdownConfig{Timeout: -1}, 500 * time.Millisecond, 5 * time.Second},
-		{"nothing kept", &conduit.ShutdownConfig{HookTimeout: -1}, 500 * time.Millisecond, 30*time.Second - 500*time.Millisecond},
-	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				cfg := conduit.ShutdownConfig{}
-				if tt.cfg != nil {
-					cfg = *tt.cfg
-				}
-				cfg.Signals = []os.Signal{}
-				g := conduit.NewGracefulShutdown(newServer(t, conduit.DefaultConfig(http.NotFoundHandler())), &cfg)
-				start := time.Now()
-				g.RegisterHook(func(ctx context.Context) error {
-					if got := time.Since(start); got != tt.delay {
-						t.Errorf("the hook ran after %v, want %v", got, tt.delay)
-					}
-					deadline, _ := ctx.Deadline()
-					if got := time.Until(deadline); got != tt.hook {
-						t.Errorf("the hook has %v, want %v", got, tt.hook)
-					}
-					return nil
-				})
-				g.Shutdown()
-				if err := g.Run(context.Background(), newPipeListener()); err != nil {
-					t.Error(err)
-				}
-			})
-		})
 	}
 }
 
@@ -3523,7 +3333,7 @@ func gracefulProgram() {
 	if err != nil {
 		panic(err)
 	}
-	g := conduit.NewGracefulShutdown(srv, nil)
+	g := conduit.NewGracefulShutdown(srv, &conduit.ShutdownConfig{Delay: -1})
 	g.RegisterHook(func(ctx context.Context) error {
 		fmt.Println("hook")
 		if os.Getenv("CONDUIT_TEST_HANG") != "" {

@@ -3,7 +3,7 @@
 // request behind them: none fails and none is executed twice. Both proxies are set up
 // as their documentation has it: connections to the instances are kept, a POST that
 // was sent is not sent again; HAProxy asks for the health twice a second, nginx does
-// not.
+// not. It also restarts a server without a proxy, whose listening socket is shared.
 //
 //	go test -run Restarts -restarts 10 -compare -v
 //
@@ -24,6 +24,7 @@
 package conformance
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"flag"
@@ -32,6 +33,8 @@ import (
 	"maps"
 	"net"
 	"net/http"
+	"os"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -140,6 +143,108 @@ func TestRestartsLoseNoRequest(t *testing.T) {
 			})
 		}
 	}
+}
+
+// Without a proxy: four servers in turn serve one listening socket, under load from
+// clients that send a request only once, on connections that they keep.
+func TestRestartsLoseNoRequestOfDirectClients(t *testing.T) {
+	base := listen(t, "127.0.0.1:0").(*net.TCPListener)
+	defer base.Close()
+	share := func() net.Listener {
+		f, err := base.File()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		l, err := net.FileListener(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return l
+	}
+	chain := conduit.Chain(conduit.RequestID(), conduit.Recovery(), conduit.Timeout(time.Minute))
+	echo := chain(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.Copy(w, r.Body) }))
+	run := func() (*conduit.GracefulShutdown, chan error) {
+		srv, err := conduit.New(conduit.DefaultConfig(echo))
+		if err != nil {
+			t.Fatal(err)
+		}
+		g := conduit.NewGracefulShutdown(srv, &conduit.ShutdownConfig{Delay: 250 * time.Millisecond, Signals: []os.Signal{}})
+		done := make(chan error, 1)
+		go func() { done <- g.Run(context.Background(), share()) }()
+		return g, done
+	}
+
+	current, ended := run()
+	var answered, lost atomic.Int64
+	stop := make(chan struct{})
+	var clients sync.WaitGroup
+	for range 48 {
+		clients.Go(func() {
+			var conn net.Conn
+			var br *bufio.Reader
+			for n := 0; ; n++ {
+				select {
+				case <-stop:
+					if conn != nil {
+						conn.Close()
+					}
+					return
+				default:
+				}
+				if conn == nil {
+					var err error
+					if conn, err = net.Dial("tcp", base.Addr().String()); err != nil {
+						t.Error(err)
+						return
+					}
+					br = bufio.NewReader(conn)
+				}
+				body := strconv.Itoa(n)
+				_, err := fmt.Fprintf(conn, "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
+				var res *http.Response
+				if err == nil {
+					res, err = http.ReadResponse(br, nil)
+				}
+				var got []byte
+				if err == nil {
+					got, err = io.ReadAll(res.Body)
+				}
+				if err != nil || string(got) != body {
+					lost.Add(1)
+					conn.Close()
+					conn = nil
+					continue
+				}
+				answered.Add(1)
+				if res.Close {
+					conn.Close()
+					conn = nil
+				}
+			}
+		})
+	}
+	for range 3 {
+		for before := answered.Load(); answered.Load() < before+500; {
+			runtime.Gosched()
+		}
+		next, nextEnded := run()
+		current.Shutdown()
+		if err := <-ended; err != nil {
+			t.Errorf("Run = %v", err)
+		}
+		current, ended = next, nextEnded
+	}
+	close(stop)
+	clients.Wait()
+	current.Shutdown()
+	if err := <-ended; err != nil {
+		t.Errorf("Run = %v", err)
+	}
+	if lost.Load() != 0 {
+		t.Errorf("%d of %d requests lost in three restarts", lost.Load(), lost.Load()+answered.Load())
+	}
+	t.Logf("%d requests answered, %d lost", answered.Load(), lost.Load())
 }
 
 func runConduit(ctx context.Context, l net.Listener, mux *http.ServeMux) error {
