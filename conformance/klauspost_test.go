@@ -85,7 +85,9 @@ func klauspostServer(t *testing.T, more <-chan struct{}) *server {
 }
 
 // klauspostText is 3 MB of text, more than the window.
-func klauspostText(path string) string { return strings.Repeat(path+" is text that shrinks\n", 100_000) }
+func klauspostText(path string) string {
+	return strings.Repeat(path+" is text that shrinks\n", 100_000)
+}
 
 // fetch returns the response to a GET as it was sent.
 func (s *server) fetch(t *testing.T, path, accepts string) *http.Response {

@@ -10,6 +10,8 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -23,8 +25,8 @@ import (
 	"example.com/conduit"
 )
 
-// route is a handler that gets the value of the parameter id.
-type route func(w http.ResponseWriter, r *http.Request, id string)
+// route is a handler. id reads the parameter id, now and not when the route began.
+type route func(w http.ResponseWriter, r *http.Request, id func() string)
 
 // routers are the routers. make returns one that has inside, if it is set, as its
 // own middleware, and a route at each of these paths, before the parameter.
@@ -36,7 +38,7 @@ var routers = []struct {
 	{"ServeMux", `"GET /users/{id}"`, func(inside conduit.Middleware, routes map[string]route) http.Handler {
 		m := http.NewServeMux()
 		for path, h := range routes {
-			m.Handle("GET "+path+"{id}", within(inside, func(w http.ResponseWriter, r *http.Request) { h(w, r, r.PathValue("id")) }))
+			m.Handle("GET "+path+"{id}", within(inside, func(w http.ResponseWriter, r *http.Request) { h(w, r, func() string { return r.PathValue("id") }) }))
 		}
 		return m
 	}},
@@ -46,7 +48,7 @@ var routers = []struct {
 			m.Use(inside)
 		}
 		for path, h := range routes {
-			m.Get(path+"{id}", func(w http.ResponseWriter, r *http.Request) { h(w, r, chi.URLParam(r, "id")) })
+			m.Get(path+"{id}", func(w http.ResponseWriter, r *http.Request) { h(w, r, func() string { return chi.URLParam(r, "id") }) })
 		}
 		return m
 	}},
@@ -56,7 +58,7 @@ var routers = []struct {
 			m.Use(mux.MiddlewareFunc(inside))
 		}
 		for path, h := range routes {
-			m.HandleFunc(path+"{id}", func(w http.ResponseWriter, r *http.Request) { h(w, r, mux.Vars(r)["id"]) })
+			m.HandleFunc(path+"{id}", func(w http.ResponseWriter, r *http.Request) { h(w, r, func() string { return mux.Vars(r)["id"] }) })
 		}
 		return m
 	}},
@@ -67,7 +69,7 @@ var routers = []struct {
 		}
 		for path, h := range routes {
 			m.GET(path+":id", func(c echo.Context) error {
-				h(c.Response(), c.Request(), c.Param("id"))
+				h(c.Response(), c.Request(), func() string { return c.Param("id") })
 				return nil
 			})
 		}
@@ -77,7 +79,7 @@ var routers = []struct {
 		gin.SetMode(gin.ReleaseMode)
 		m := gin.New() // it takes no middleware of net/http's
 		for path, h := range routes {
-			m.GET(path+":id", func(c *gin.Context) { h(c.Writer, c.Request, c.Param("id")) })
+			m.GET(path+":id", func(c *gin.Context) { h(c.Writer, c.Request, func() string { return c.Param("id") }) })
 		}
 		return m
 	}},
@@ -112,17 +114,18 @@ func TestChainAroundEachRouter(t *testing.T) {
 	for _, router := range routers {
 		t.Run(router.name, func(t *testing.T) {
 			t.Parallel()
-			ended := make(chan string, 1)
+			others, ended := make(chan struct{}), make(chan string)
 			h := router.make(nil, map[string]route{
-				"/users/": func(w http.ResponseWriter, _ *http.Request, id string) {
+				"/users/": func(w http.ResponseWriter, _ *http.Request, id func() string) {
 					w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-					io.WriteString(w, strings.Repeat(id+" ", 1000))
+					io.WriteString(w, strings.Repeat(id()+" ", 1000))
 				},
-				"/late/": func(_ http.ResponseWriter, r *http.Request, id string) {
+				"/late/": func(_ http.ResponseWriter, r *http.Request, id func() string) {
 					<-r.Context().Done()
-					ended <- id
+					<-others
+					ended <- id()
 				},
-				"/panics/": func(http.ResponseWriter, *http.Request, string) { panic("on purpose") },
+				"/panics/": func(http.ResponseWriter, *http.Request, func() string) { panic("on purpose") },
 			})
 			var log lines
 			cfg := conduit.DefaultConfig(conduit.Chain(
@@ -141,6 +144,10 @@ func TestChainAroundEachRouter(t *testing.T) {
 			if status, _, _ := ask(t, srv.url+"/late/18"); status != 503 {
 				t.Errorf("late: %d, want 503", status)
 			}
+			for range 10 {
+				ask(t, srv.url+"/users/other")
+			}
+			close(others)
 			if id := <-ended; id != "18" {
 				t.Errorf("the late handler had the parameter %q", id)
 			}
@@ -158,11 +165,18 @@ func TestPartsInsideEachRouter(t *testing.T) {
 		}
 		t.Run(router.name, func(t *testing.T) {
 			t.Parallel()
+			others := make(chan struct{})
 			inside := conduit.Chain(conduit.RequestID(), conduit.Recovery(), conduit.Logging(), conduit.FastTimeout(100*time.Millisecond), conduit.Compression())
 			h := router.make(inside, map[string]route{
-				"/users/":  func(w http.ResponseWriter, _ *http.Request, id string) { io.WriteString(w, id) },
-				"/late/":   func(_ http.ResponseWriter, r *http.Request, _ string) { <-r.Context().Done() },
-				"/panics/": func(http.ResponseWriter, *http.Request, string) { panic("on purpose") },
+				"/users/": func(w http.ResponseWriter, _ *http.Request, id func() string) { io.WriteString(w, id()) },
+				"/late/": func(_ http.ResponseWriter, r *http.Request, id func() string) {
+					<-r.Context().Done()
+					<-others
+					if got := id(); got != "x" {
+						t.Errorf("the late handler has the parameter %q", got)
+					}
+				},
+				"/panics/": func(http.ResponseWriter, *http.Request, func() string) { panic("on purpose") },
 			})
 			var log lines
 			cfg := conduit.DefaultConfig(h)
@@ -183,6 +197,7 @@ func TestPartsInsideEachRouter(t *testing.T) {
 					t.Errorf("%d %q, want 200 %q", status, body, want)
 				}
 			}
+			close(others)
 			wg.Wait()
 			if status, _, _ := ask(t, srv.url+"/panics/1"); status != 500 {
 				t.Errorf("after a panic: %d, want 500", status)
@@ -218,4 +233,49 @@ func TestTimeoutInsideChiLosesTheParameters(t *testing.T) {
 		timedOut <- struct{}{}
 		return <-seen == "other"
 	})
+}
+
+// What gin and echo have of their own asserts optional interfaces of the
+// ResponseWriter, which the chain must not hide: gin's Stream needs an
+// http.CloseNotifier.
+func TestRoutersStreamBehindTheChain(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "file.txt")
+	if err := os.WriteFile(file, []byte("of a file"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	gin.SetMode(gin.ReleaseMode)
+	g := gin.New()
+	g.GET("/stream", func(c *gin.Context) {
+		n := 0
+		c.Stream(func(w io.Writer) bool {
+			n++
+			fmt.Fprintf(w, "%d\n", n)
+			return n < 3
+		})
+	})
+	g.GET("/event", func(c *gin.Context) { c.SSEvent("tick", "data") })
+	g.GET("/file", func(c *gin.Context) { c.File(file) })
+	e := echo.New()
+	e.GET("/stream", func(c echo.Context) error { return c.Stream(200, "text/plain", strings.NewReader("1\n2\n3\n")) })
+	e.GET("/event", func(c echo.Context) error {
+		fmt.Fprint(c.Response(), "event:tick\ndata:data\n\n")
+		c.Response().Flush()
+		return nil
+	})
+	e.GET("/file", func(c echo.Context) error { return c.File(file) })
+
+	chain := conduit.Chain(conduit.RequestID(), conduit.Recovery(), conduit.Logging(), conduit.Timeout(time.Minute), conduit.Compression())
+	for name, router := range map[string]http.Handler{"gin": g, "echo": e} {
+		srv := serve(t, conduit.DefaultConfig(chain(router)))
+		for path, want := range map[string]string{"/stream": "1\n2\n3\n", "/event": "event:tick\ndata:data\n\n", "/file": "of a file", "/missing": ""} {
+			wantStatus := 200
+			if want == "" {
+				wantStatus = 404
+			}
+			if status, body, _ := ask(t, srv.url+path); status != wantStatus || want != "" && body != want {
+				t.Errorf("%s: GET %s: %d %q, want %d %q", name, path, status, body, wantStatus, want)
+			}
+		}
+	}
 }
