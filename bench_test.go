@@ -1237,7 +1237,7 @@ func BenchmarkRuntimeStats(b *testing.B) {
 			runtime.ReadMemStats(&m)
 		}
 	})
-	db := sql.OpenDB(fakeConnector{})
+	db := sql.OpenDB(new(scriptedDatabase))
 	defer db.Close()
 	p := profilingNew(b, &conduit.ProfilingConfig{DB: db})
 	for name, query := range map[string]string{"JSON": "", "Prometheus": "?format=prometheus"} {

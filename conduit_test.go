@@ -9446,7 +9446,7 @@ func TestStatsAreJSONOrForPrometheus(t *testing.T) {
 // The statistics are those of the server that is asked, but for the request
 // that asks, and of the pool.
 func TestStatsCountConnectionsRequestsAndThePool(t *testing.T) {
-	db := sql.OpenDB(fakeConnector{})
+	db := sql.OpenDB(new(scriptedDatabase))
 	defer db.Close()
 	db.SetMaxOpenConns(9)
 	conn, err := db.Conn(t.Context())
@@ -9770,7 +9770,7 @@ func TestDatabaseConfigBoundsThePool(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			db := sql.OpenDB(fakeConnector{})
+			db := sql.OpenDB(new(scriptedDatabase))
 			defer db.Close()
 			db.SetMaxOpenConns(2) // an earlier, lower bound must not lower idle for good
 			tt.cfg.DB = db
@@ -9817,7 +9817,7 @@ func TestDatabaseConfigTimes(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				tt.cfg.DB = sql.OpenDB(fakeConnector{})
+				tt.cfg.DB = sql.OpenDB(new(scriptedDatabase))
 				defer tt.cfg.DB.Close()
 				if err := tt.cfg.Apply(); err != nil {
 					t.Fatal(err)
@@ -9836,7 +9836,7 @@ func TestDatabaseConfigTimes(t *testing.T) {
 }
 
 func TestDatabaseConfigIsRefused(t *testing.T) {
-	db := sql.OpenDB(fakeConnector{})
+	db := sql.OpenDB(new(scriptedDatabase))
 	defer db.Close()
 	tests := []struct {
 		name string
@@ -9862,7 +9862,7 @@ func TestDatabaseConfigIsRefused(t *testing.T) {
 }
 
 func TestNewAppliesTheDatabaseConfig(t *testing.T) {
-	db := sql.OpenDB(fakeConnector{})
+	db := sql.OpenDB(new(scriptedDatabase))
 	defer db.Close()
 	cfg := conduit.DefaultConfig(http.NotFoundHandler())
 	cfg.Database = conduit.DefaultDatabaseConfig(db)
@@ -9877,18 +9877,6 @@ func TestNewAppliesTheDatabaseConfig(t *testing.T) {
 		t.Errorf("New = %v with the pool at %d, want 7", err, db.Stats().MaxOpenConnections)
 	}
 }
-
-// fakeConnector opens connections to nothing.
-type fakeConnector struct{}
-
-func (fakeConnector) Connect(context.Context) (driver.Conn, error) { return fakeConn{}, nil }
-func (fakeConnector) Driver() driver.Driver                        { return nil }
-
-type fakeConn struct{}
-
-func (fakeConn) Prepare(string) (driver.Stmt, error) { return nil, errors.New("not implemented") }
-func (fakeConn) Close() error                        { return nil }
-func (fakeConn) Begin() (driver.Tx, error)           { return nil, errors.New("not implemented") }
 
 func TestWarmOpensConnectionsSideBySide(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -9998,6 +9986,15 @@ func TestWarmIsRefused(t *testing.T) {
 func TestDatabaseHealthTellsASaturatedPoolFromADatabaseThatIsDown(t *testing.T) {
 	down := errors.New("connection refused")
 	hang := func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }
+	dialTimeout := func(context.Context, int64) error { return timeoutOfADriver{} }
+	from := func(first int64, then func(context.Context, int64) error) func(context.Context, int64) error {
+		return func(ctx context.Context, n int64) error {
+			if n < first {
+				return nil
+			}
+			return then(ctx, n)
+		}
+	}
 	slow := func(ctx context.Context, _ int64) error {
 		select {
 		case <-time.After(time.Second):
@@ -10024,6 +10021,9 @@ func TestDatabaseHealthTellsASaturatedPoolFromADatabaseThatIsDown(t *testing.T) 
 		{name: "full, for a moment", open: 2, held: 2, free: 200 * time.Millisecond, after: 200 * time.Millisecond},
 		{name: "full, and little time", open: 2, held: 2, budget: 100 * time.Millisecond, saturated: true, after: 50 * time.Millisecond},
 		{name: "slow to dial", db: &scriptedDatabase{dial: slow}, open: 2, after: time.Second},
+		{name: "slow to dial beside one in use", db: &scriptedDatabase{dial: from(2, slow)}, open: 2, held: 1, after: time.Second},
+		{name: "a dial that times out", db: &scriptedDatabase{dial: from(1, dialTimeout)}, open: 1, want: timeoutOfADriver{}},
+		{name: "a dial that times out beside some in use", db: &scriptedDatabase{dial: from(3, dialTimeout)}, open: 3, held: 2, want: timeoutOfADriver{}},
 		{name: "refuses", db: &scriptedDatabase{dial: func(context.Context, int64) error { return down }}, open: 2, want: down},
 		{name: "silent when dialled", db: &scriptedDatabase{dial: func(ctx context.Context, _ int64) error { return hang(ctx) }}, open: 1, want: context.DeadlineExceeded, after: 5 * time.Second},
 		{name: "silent when asked", db: &scriptedDatabase{ping: hang}, open: 1, want: context.DeadlineExceeded, after: 5 * time.Second},
@@ -10115,34 +10115,6 @@ func TestDatabaseHealthOfNothing(t *testing.T) {
 	conduit.DatabaseHealth(nil)
 }
 
-func TestHealthOfADatabase(t *testing.T) {
-	var d scriptedDatabase
-	db := d.open(t)
-	db.SetMaxOpenConns(1)
-	srv := httptest.NewServer(conduit.Health(conduit.DatabaseHealth(db)))
-	defer srv.Close()
-	for _, tt := range []struct {
-		held   int
-		status int
-		body   string
-	}{
-		{0, 200, `{"status":"ok"}`},
-		{1, 503, `{"status":"failing"}`},
-	} {
-		giveBack := holdConns(t, db, tt.held)
-		res, err := http.Get(srv.URL)
-		if err != nil {
-			t.Fatal(err)
-		}
-		body, err := io.ReadAll(res.Body)
-		res.Body.Close()
-		if err != nil || res.StatusCode != tt.status || string(body) != tt.body {
-			t.Errorf("%d held: %d %q, %v; want %d %q", tt.held, res.StatusCode, body, err, tt.status, tt.body)
-		}
-		giveBack()
-	}
-}
-
 // holdConns takes n connections and returns what gives them back.
 func holdConns(t *testing.T, db *sql.DB, n int) func() {
 	t.Helper()
@@ -10166,45 +10138,6 @@ type timeoutOfADriver struct{}
 
 func (timeoutOfADriver) Error() string        { return "i/o timeout" }
 func (timeoutOfADriver) Is(target error) bool { return target == context.DeadlineExceeded }
-
-// A dial that times out is a database that is down, whatever the pool does.
-func TestDatabaseHealthOfADialThatTimesOut(t *testing.T) {
-	for name, others := range map[string]int{"an idle pool": 0, "a pool that fills meanwhile": 2} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				var d scriptedDatabase
-				db := d.open(t)
-				db.SetMaxOpenConns(others + 1)
-				held := holdConns(t, db, others)
-				defer held()
-				d.dial = func(context.Context, int64) error { return timeoutOfADriver{} }
-				before := d.dials.Load()
-				err := conduit.DatabaseHealth(db)(t.Context())
-				if !errors.Is(err, timeoutOfADriver{}) || errors.Is(err, conduit.ErrPoolSaturated) {
-					t.Errorf("got %v, want the driver's error", err)
-				}
-				if n := d.dials.Load() - before; n != 1 {
-					t.Errorf("%d dials, want one", n)
-				}
-			})
-		})
-	}
-}
-
-// A pool that is busy and not full is asked like any other.
-func TestDatabaseHealthOfABusyPool(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var d scriptedDatabase
-		db := d.open(t)
-		db.SetMaxOpenConns(2)
-		held := holdConns(t, db, 1)
-		defer held()
-		d.dial = func(context.Context, int64) error { time.Sleep(time.Second); return nil } // longer than a full pool is waited for
-		if err := conduit.DatabaseHealth(db)(t.Context()); err != nil {
-			t.Errorf("got %v, want nil", err)
-		}
-	})
-}
 
 // scriptedDatabase is a driver whose connections do as they are told.
 type scriptedDatabase struct {
