@@ -9216,7 +9216,7 @@ func TestSlowRequestsAreRecordedOnceAMinute(t *testing.T) {
 // A request that lasts by nature ends with its first byte, or when its
 // connection is hijacked.
 func TestSlowRequestsLetStreamsLast(t *testing.T) {
-	const threshold = 200 * time.Millisecond
+	const threshold = 100 * time.Millisecond
 	stream := func(w http.ResponseWriter, r *http.Request) {
 		s, err := conduit.NewTextStream(w, r)
 		if err != nil {
