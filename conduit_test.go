@@ -6906,7 +6906,8 @@ func (p *streamPoint) MarshalJSON() ([]byte, error) {
 }
 
 func TestJSONDocuments(t *testing.T) {
-	written := func(open func(http.ResponseWriter, *http.Request) (*conduit.JSONStream, error), values ...any) http.Handler {
+	type opener = func(http.ResponseWriter, *http.Request) (*conduit.JSONStream, error)
+	written := func(open opener, values ...any) http.Handler {
 		return streamHandler(t, open, func(s *conduit.JSONStream) error {
 			defer s.Abort() // which is nothing after Close
 			for _, v := range values {
@@ -6922,14 +6923,9 @@ func TestJSONDocuments(t *testing.T) {
 			return errors.Join(err, s.Close())
 		})
 	}
-	pulled := func(open func(http.ResponseWriter, *http.Request) (*conduit.JSONStream, error), values ...any) http.Handler {
+	pulled := func(open opener, values ...string) http.Handler {
 		return streamHandler(t, open, func(s *conduit.JSONStream) error {
-			items := make(chan any, len(values))
-			for _, v := range values {
-				items <- v
-			}
-			close(items)
-			return s.WriteJSONArray(items)
+			return s.WriteJSONArray(streamChannel(slices.Values(values), func(value string) any { return value }))
 		})
 	}
 	handled := func(items ...streamPoint) http.Handler {
@@ -6948,8 +6944,8 @@ func TestJSONDocuments(t *testing.T) {
 		{"NDJSON nothing", written(conduit.NewNDJSONStream), ""},
 		{"NDJSON mixed", written(conduit.NewNDJSONStream, mixed...), "1\n\"a\\n\\u003cb\\u003e\"\nnull\n{\"a\":true,\"b\":[1]}\n{\"raw\":1}\n[5,6]\n"},
 		{"channel closed", pulled(conduit.NewJSONStream), `[]`},
-		{"channel", pulled(conduit.NewJSONStream, 1, nil, 3), `[1,null,3]`},
-		{"NDJSON channel", pulled(conduit.NewNDJSONStream, 1, nil, 3), "1\nnull\n3\n"},
+		{"channel", pulled(conduit.NewJSONStream, "a", "b"), `["a","b"]`},
+		{"NDJSON channel", pulled(conduit.NewNDJSONStream, "a", "b"), "\"a\"\n\"b\"\n"},
 		{"iterator of nothing", handled(), `[]`},
 		{"iterator", handled(points...), `[[1,2],[3,4]]`},
 		{"NDJSON iterator", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -7606,14 +7602,10 @@ func (s *sseReader) next() (sseEvent, error) {
 }
 
 // sseWritten returns what write sends, the header aside.
-func sseWritten(t *testing.T, write func(s *conduit.SSEStream)) string {
+func sseWritten(t *testing.T, write func(s *conduit.SSEStream) error) string {
 	t.Helper()
 	rec := httptest.NewRecorder()
-	s, err := conduit.NewSSEStream(rec, httptest.NewRequest("GET", "/", nil))
-	if err != nil {
-		t.Fatal(err)
-	}
-	write(s)
+	streamHandler(t, conduit.NewSSEStream, write).ServeHTTP(rec, httptest.NewRequest("GET", "/", nil))
 	return rec.Body.String()
 }
 
@@ -7622,33 +7614,20 @@ func TestSSEFormat(t *testing.T) {
 		event conduit.SSEEvent
 		want  string
 	}{
-		{conduit.SSEEvent{Data: "text"}, "data: text\n\n"},
 		{conduit.SSEEvent{}, "data:\n\n"},
-		{conduit.SSEEvent{ID: "1"}, "id: 1\ndata:\n\n"},
-		{conduit.SSEEvent{Event: "ping"}, "event: ping\ndata:\n\n"},
 		{conduit.SSEEvent{ID: "7", Event: "tick", Data: "{}", Retry: 2500 * time.Millisecond}, "id: 7\nevent: tick\nretry: 2500\ndata: {}\n\n"},
 		{conduit.SSEEvent{Retry: 3 * time.Second}, "retry: 3000\n\n"},
 		{conduit.SSEEvent{Retry: time.Microsecond}, "retry: 1\n\n"},
-		{conduit.SSEEvent{Data: "x", Retry: time.Millisecond}, "retry: 1\ndata: x\n\n"},
+		{conduit.SSEEvent{Event: "x", Retry: time.Millisecond}, "event: x\nretry: 1\ndata:\n\n"},
 		{conduit.SSEEvent{Data: "a\rb\r\nc\nd"}, "data: a\ndata: b\ndata: c\ndata: d\n\n"},
-		{conduit.SSEEvent{Data: "\n"}, "data:\ndata:\n\n"},
-		{conduit.SSEEvent{Data: "a\r"}, "data: a\ndata:\n\n"},
 		{conduit.SSEEvent{Data: "a\n\r"}, "data: a\ndata:\ndata:\n\n"},
 		{conduit.SSEEvent{Data: "\n\ndata: injected\n\n"}, "data:\ndata:\ndata: data: injected\ndata:\ndata:\n\n"},
-		{conduit.SSEEvent{Data: " leading"}, "data:  leading\n\n"},
-		{conduit.SSEEvent{Data: ": not a comment"}, "data: : not a comment\n\n"},
-		{conduit.SSEEvent{Data: "\ufeffnul \x00 and ünïcödé \u2028"}, "data: \ufeffnul \x00 and ünïcödé \u2028\n\n"},
-		{conduit.SSEEvent{ID: " 1 ", Event: " ü: "}, "id:  1 \nevent:  ü: \ndata:\n\n"},
+		{conduit.SSEEvent{ID: " 1 ", Event: " ü: ", Data: " leading"}, "id:  1 \nevent:  ü: \ndata:  leading\n\n"},
 		{conduit.SSEEvent{ID: strings.Repeat("~", 256)}, "id: " + strings.Repeat("~", 256) + "\ndata:\n\n"},
 	} {
-		got := sseWritten(t, func(s *conduit.SSEStream) {
-			event := test.event
-			if err := s.WriteSSE(&event); err != nil || event != test.event {
-				t.Errorf("%+v: %v, and it is %+v then", test.event, err, event)
-			}
-		})
-		if got != test.want {
-			t.Errorf("%+v was sent as %q, want %q", test.event, got, test.want)
+		event := test.event
+		if got := sseWritten(t, func(s *conduit.SSEStream) error { return s.WriteSSE(&event) }); got != test.want || event != test.event {
+			t.Errorf("%+v was sent as %q, want %q, and is %+v then", test.event, got, test.want, event)
 		}
 	}
 }
@@ -7663,16 +7642,11 @@ func TestSSERefusesFields(t *testing.T) {
 	}{
 		{nil, "nil"},
 		{&conduit.SSEEvent{ID: "a\nb", Data: "x"}, "ID"},
-		{&conduit.SSEEvent{ID: "a\r"}, "ID"},
-		{&conduit.SSEEvent{ID: "a\x00b"}, "ID"},
-		{&conduit.SSEEvent{ID: "\t"}, "ID"},
 		{&conduit.SSEEvent{ID: "\x7f"}, "ID"},
 		{&conduit.SSEEvent{ID: "日本-1"}, "ID"},
-		{&conduit.SSEEvent{ID: "\xff"}, "ID"},
 		{&conduit.SSEEvent{ID: strings.Repeat("x", 257)}, "ID"},
 		{&conduit.SSEEvent{Event: "a\nb", Data: "x"}, "Event"},
 		{&conduit.SSEEvent{Event: "a\rdata: x", Data: "x"}, "Event"},
-		{&conduit.SSEEvent{Data: "x", Retry: -time.Second}, "Retry"},
 		{&conduit.SSEEvent{Retry: -1}, "Retry"},
 	} {
 		check := func(what string, err error) {
@@ -7680,7 +7654,7 @@ func TestSSERefusesFields(t *testing.T) {
 				t.Errorf("%s %+v: %v, want an error that names %s", what, test.event, err, test.name)
 			}
 		}
-		got := sseWritten(t, func(s *conduit.SSEStream) {
+		got := sseWritten(t, func(s *conduit.SSEStream) error {
 			check("WriteSSE", s.WriteSSE(test.event))
 			events := make(chan *conduit.SSEEvent, 3)
 			events <- &conduit.SSEEvent{Data: "before"}
@@ -7690,9 +7664,7 @@ func TestSSERefusesFields(t *testing.T) {
 			if len(events) != 1 {
 				t.Errorf("%d events are left, want the one that came after", len(events))
 			}
-			if err := s.WriteSSE(&conduit.SSEEvent{Data: "usable"}); err != nil {
-				t.Error(err)
-			}
+			return s.WriteSSE(&conduit.SSEEvent{Data: "usable"})
 		})
 		if got != "data: before\n\ndata: usable\n\n" {
 			t.Errorf("%+v: the stream was %q", test.event, got)
@@ -7700,29 +7672,22 @@ func TestSSERefusesFields(t *testing.T) {
 		check("Publish", b.Publish(test.event))
 	}
 
-	if got := sseWritten(t, func(s *conduit.SSEStream) {
+	sseWritten(t, func(s *conduit.SSEStream) error {
 		if err := s.Serve(nil); err == nil || !strings.Contains(err.Error(), "channel is nil") {
 			t.Errorf("Serve(nil) = %v, want an error", err)
 		}
-	}); got != "" {
-		t.Errorf("Serve(nil) sent %q", got)
-	}
+		return nil
+	})
 }
 
 // A comment cannot become anything else.
 func TestSSEComment(t *testing.T) {
 	for text, want := range map[string]string{
 		"":                                ":\n\n",
-		"alive":                           ": alive\n\n",
-		"a\nb":                            ": a\n: b\n\n",
 		"a\r\ndata: injected\r\n\r\n":     ": a\n: data: injected\n:\n:\n\n",
 		"\n\rretry: 10\n\ndata: injected": ":\n:\n: retry: 10\n:\n: data: injected\n\n",
 	} {
-		got := sseWritten(t, func(s *conduit.SSEStream) {
-			if err := s.Comment(text); err != nil {
-				t.Errorf("%q: %v", text, err)
-			}
-		})
+		got := sseWritten(t, func(s *conduit.SSEStream) error { return s.Comment(text) })
 		if got != want {
 			t.Errorf("%q was sent as %q, want %q", text, got, want)
 		}
@@ -7804,38 +7769,36 @@ func TestSSEHandlerWhoseHeaderFailsRespondsOnce(t *testing.T) {
 // A comment comes 15 seconds after whatever was written last, until Serve ends,
 // which it does with its events, and with no retry.
 func TestSSEHeartbeats(t *testing.T) {
-	for name, serve := range map[string]func(t *testing.T, b *conduit.SSEBroker, events chan *conduit.SSEEvent) http.Handler{
-		"Serve": func(t *testing.T, b *conduit.SSEBroker, events chan *conduit.SSEEvent) http.Handler {
-			return streamHandler(t, conduit.NewSSEStream, func(s *conduit.SSEStream) error {
+	serves := func(t *testing.T, events chan *conduit.SSEEvent) map[string]http.Handler {
+		b := conduit.NewSSEBroker(nil)
+		return map[string]http.Handler{
+			"Serve": streamHandler(t, conduit.NewSSEStream, func(s *conduit.SSEStream) error {
 				defer time.Sleep(time.Minute)
 				return s.Serve(events)
-			})
-		},
-		"SSEHandler": func(t *testing.T, b *conduit.SSEBroker, events chan *conduit.SSEEvent) http.Handler {
-			return conduit.SSEHandler(func(s *conduit.SSEStream, r *http.Request) (err error) {
+			}),
+			"SSEHandler": conduit.SSEHandler(func(s *conduit.SSEStream, r *http.Request) (err error) {
 				for e := range events {
 					err = errors.Join(err, s.WriteSSE(e))
 				}
 				return err
-			})
-		},
-		"Serve in SSEHandler": func(t *testing.T, b *conduit.SSEBroker, events chan *conduit.SSEEvent) http.Handler {
-			return conduit.SSEHandler(func(s *conduit.SSEStream, r *http.Request) error { return s.Serve(events) })
-		},
-		"SSEBroker": func(t *testing.T, b *conduit.SSEBroker, events chan *conduit.SSEEvent) http.Handler {
-			go func() {
-				defer b.Close()
-				for e := range events {
-					b.Publish(e)
-				}
-			}()
-			return b
-		},
-	} {
+			}),
+			"Serve in SSEHandler": conduit.SSEHandler(func(s *conduit.SSEStream, r *http.Request) error { return s.Serve(events) }),
+			"SSEBroker": http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				go func() {
+					defer b.Close()
+					for e := range events {
+						b.Publish(e)
+					}
+				}()
+				b.ServeHTTP(w, r)
+			}),
+		}
+	}
+	for _, name := range []string{"Serve", "SSEHandler", "Serve in SSEHandler", "SSEBroker"} {
 		t.Run(name, func(t *testing.T) {
 			eachBubble(t, func(t *testing.T, p protocol) {
 				events := make(chan *conduit.SSEEvent)
-				h := conduit.Chain(conduit.Timeout(5*time.Second), conduit.Compression())(serve(t, conduit.NewSSEBroker(nil), events))
+				h := conduit.Chain(conduit.Timeout(5*time.Second), conduit.Compression())(serves(t, events)[name])
 				_, client, url := streamBubble(t, p, conduit.Config{WriteTimeout: 5 * time.Second, Handler: h})
 				start := time.Now()
 				go func() {
@@ -8010,13 +7973,13 @@ func TestSSEWritersSideBySide(t *testing.T) {
 		for i := range writers {
 			wg.Go(func() {
 				for j := range each {
-					e := &conduit.SSEEvent{Event: "e", Data: fmt.Sprint(i, "\n", j)}
+					e := &conduit.SSEEvent{Data: fmt.Sprint(i, "\n", j)}
 					if i%2 == 0 {
 						events <- e
 					} else if err := s.WriteSSE(e); err != nil {
 						t.Error(err)
 					}
-					if err := s.Comment(fmt.Sprint("comment ", i)); err != nil {
+					if err := s.Comment("comment"); err != nil {
 						t.Error(err)
 					}
 				}
@@ -8029,12 +7992,9 @@ func TestSSEWritersSideBySide(t *testing.T) {
 		return s.Serve(events)
 	})}))
 	s, events, err := sseReadAll(strings.NewReader(get(t, http1Protocol.client(t), url).body))
-	seen := make(map[sseEvent]bool)
-	for _, e := range events {
-		seen[e] = true
-	}
-	if err != nil || len(seen) != writers*each || len(s.comments) != writers*each {
-		t.Errorf("%d different events, %d comments, %v, want %d of each", len(seen), len(s.comments), err, writers*each)
+	slices.SortFunc(events, func(a, b sseEvent) int { return strings.Compare(a.data, b.data) })
+	if n := len(slices.Compact(events)); err != nil || n != writers*each || len(s.comments) != writers*each {
+		t.Errorf("%d different events, %d comments, %v, want %d of each", n, len(s.comments), err, writers*each)
 	}
 }
 
@@ -8250,11 +8210,10 @@ func TestSSEBrokerMaxClients(t *testing.T) {
 	})
 }
 
-func TestSSEBrokerMethods(t *testing.T) {
-	b := conduit.NewSSEBroker(nil)
-	for _, method := range []string{"POST", "PUT", "DELETE", "OPTIONS"} {
+func TestSSEBrokerRefusesOtherMethods(t *testing.T) {
+	for _, method := range []string{"POST", "OPTIONS"} {
 		rec := httptest.NewRecorder()
-		b.ServeHTTP(rec, httptest.NewRequest(method, "/", nil))
+		sseBroker(rec, httptest.NewRequest(method, "/", nil))
 		if allow := rec.Header().Get("Allow"); rec.Code != 405 || allow != "GET, HEAD" {
 			t.Errorf("%s: got %d, Allow %q, want 405 and GET, HEAD", method, rec.Code, allow)
 		}
@@ -8267,7 +8226,7 @@ func TestSSEBrokerRaces(t *testing.T) {
 	url := serve(t, newServer(t, &conduit.Config{Handler: conduit.Chain(conduit.Logging(), conduit.Timeout(time.Minute), conduit.Compression())(b)}))
 	client := http1Protocol.client(t)
 	var clients, publishers sync.WaitGroup
-	for i := range 8 {
+	for range 8 {
 		clients.Go(func() {
 			var id string
 			for range 5 {
@@ -8280,24 +8239,20 @@ func TestSSEBrokerRaces(t *testing.T) {
 					if err != nil || e.event != "message" && e.event != "gap" {
 						t.Errorf("got %q, %v", e, err)
 					}
-					if i%2 == 0 {
-						id = e.id
-					}
+					id = e.id
 				}
 				leave()
 			}
 		})
 	}
-	ctx, stop := context.WithCancel(t.Context())
 	for range 2 {
 		publishers.Go(func() {
-			for ctx.Err() == nil {
-				ssePublish(t, b, "x")
+			for b.Publish(&conduit.SSEEvent{Data: "x"}) == nil {
 			}
 		})
 	}
 	clients.Wait()
-	stop()
+	b.Close()
 	publishers.Wait()
 }
 
