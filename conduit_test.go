@@ -6399,38 +6399,6 @@ func (f flushOnly) Write(p []byte) (int, error) { return f.w.Write(p) }
 func (f flushOnly) WriteHeader(status int)      { f.w.WriteHeader(status) }
 func (f flushOnly) Flush()                      { f.w.(http.Flusher).Flush() }
 
-// Some writers have no deadlines. A document that ends too early is aborted all the
-// same, by a panic.
-func TestStreamWithoutDeadlines(t *testing.T) {
-	for _, kind := range streamKinds {
-		rec := httptest.NewRecorder()
-		kind.handler(t, func(r *http.Request, s *streamWriter) {
-			if err := errors.Join(s.send("one"), s.send("two"), s.end()); err != nil {
-				t.Errorf("%s: %v", kind.name, err)
-			}
-		}).ServeHTTP(rec, httptest.NewRequest("GET", "/", nil))
-		if !rec.Flushed {
-			t.Errorf("%s: nothing was flushed", kind.name)
-		}
-		kind.check(t, rec.Body.String(), "onetwo")
-	}
-
-	synctest.Test(t, func(t *testing.T) {
-		abort := streamHandler(t, conduit.NewNDJSONStream, func(s *conduit.JSONStream) error {
-			err := s.Write(strings.Repeat("x", 64<<10)) // is sent at once
-			s.Abort()
-			return err
-		})
-		_, client, url := streamBubble(t, http1Protocol, conduit.Config{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			abort.ServeHTTP(flushOnly{w}, r)
-		})})
-		res, _ := streamOpen(t, client, url)
-		if body, err := io.ReadAll(res.Body); err == nil {
-			t.Errorf("%d bytes of an aborted response look whole", len(body))
-		}
-	})
-}
-
 // After an early error the handler has the server's WriteTimeout again, or the
 // time of a Timeout around it.
 func TestStreamEarlyErrorLeavesTheHandlerItsTime(t *testing.T) {
@@ -6685,6 +6653,7 @@ func TestJSONDocuments(t *testing.T) {
 			if late := s.Write("late"); late == nil {
 				t.Error("a write after Close returned nil")
 			}
+			<-s.Done()
 			return errors.Join(err, s.Close())
 		})
 	}
@@ -6768,6 +6737,7 @@ func TestStreamErrors(t *testing.T) {
 			if err != nil {
 				t.Error(err)
 			}
+			done := s.Done()
 			wait(late)
 			err = last(s)
 			items := make(chan any, 1)
@@ -6778,6 +6748,7 @@ func TestStreamErrors(t *testing.T) {
 				}
 			}
 			s.Abort()
+			<-done
 			return err
 		}
 	}
@@ -6903,7 +6874,7 @@ func streamGet(t *testing.T, p protocol, h http.Handler) (got streamGot) {
 }
 
 // A panic of the writer ends the stream too, and no other panic replaces one,
-// even where nothing else would abort the response.
+// even where nothing else would abort the response, as it is without deadlines.
 func TestStreamEndsWithAPanic(t *testing.T) {
 	large := strings.Repeat("x", 20<<10)
 	panicking := func(w http.ResponseWriter) http.ResponseWriter {
@@ -6916,31 +6887,38 @@ func TestStreamEndsWithAPanic(t *testing.T) {
 			return nil
 		}}
 	}
+	noDeadlines := func(w http.ResponseWriter) http.ResponseWriter { return flushOnly{w} }
 	for _, test := range []struct {
-		name string
-		wrap func(w http.ResponseWriter) http.ResponseWriter
-		h    http.Handler
-		want string // the body, "" if the response is to be aborted
+		name  string
+		wrap  func(w http.ResponseWriter) http.ResponseWriter
+		h     http.Handler
+		value any    // of the panic
+		want  string // the body, "" if the response is to be aborted
 	}{
 		{"Write", panicking, streamHandler(t, conduit.NewJSONStream, func(s *conduit.JSONStream) error {
 			return errors.Join(s.Write("one"), s.Write(large))
-		}), ""},
+		}), "secret", ""},
 		{"Serve", panicking, streamHandler(t, conduit.NewSSEStream, func(s *conduit.SSEStream) error {
 			events := make(chan *conduit.SSEEvent, 2)
 			events <- &conduit.SSEEvent{Data: "due"}
 			events <- &conduit.SSEEvent{Data: large}
 			return s.Serve(events)
-		}), ""},
-		{"no deadlines", func(w http.ResponseWriter) http.ResponseWriter { return flushOnly{w} }, streamHandler(t, conduit.NewNDJSONStream, func(s *conduit.JSONStream) error {
+		}), "secret", ""},
+		{"no deadlines", noDeadlines, streamHandler(t, conduit.NewNDJSONStream, func(s *conduit.JSONStream) error {
 			return errors.Join(s.Write(large), s.Write(streamPanics{}))
-		}), `"` + large + "\"\nsorry\n"},
+		}), "secret", `"` + large + "\"\nsorry\n"},
+		{"Abort without deadlines", noDeadlines, streamHandler(t, conduit.NewNDJSONStream, func(s *conduit.JSONStream) error {
+			err := s.Write(large) // is sent at once
+			s.Abort()
+			return err
+		}), http.ErrAbortHandler, `"` + large + "\"\nsorry\n"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				client, url := streamBare(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 					defer func() {
-						if value := recover(); value != "secret" {
-							t.Errorf("recovered from %v, want the panic that there was", value)
+						if value := recover(); value != test.value {
+							t.Errorf("recovered from %v, want %v", value, test.value)
 						}
 						time.Sleep(time.Second) // the timer has had its time
 						http.Error(w, "sorry", http.StatusInternalServerError)
@@ -6999,34 +6977,6 @@ func TestJSONKeepsTheFaultOfItsTimer(t *testing.T) {
 				}
 			})
 		})
-	}
-}
-
-// Done is that of a stream, also for those who ask after the end.
-func TestStreamDoneClosesAtTheEnd(t *testing.T) {
-	for name, end := range map[string]func(s *conduit.JSONStream){
-		"Close": func(s *conduit.JSONStream) { s.Close() },
-		"Abort": func(s *conduit.JSONStream) { s.Abort() },
-		"error": func(s *conduit.JSONStream) { s.Write(streamStuck) },
-	} {
-		s, err := conduit.NewJSONStream(httptest.NewRecorder(), httptest.NewRequest("GET", "/", nil))
-		if err != nil {
-			t.Fatal(err)
-		}
-		late, err := conduit.NewJSONStream(httptest.NewRecorder(), httptest.NewRequest("GET", "/", nil))
-		if err != nil {
-			t.Fatal(err)
-		}
-		done := s.Done()
-		end(s)
-		end(late)
-		for when, done := range map[string]<-chan struct{}{"before": done, "after": late.Done()} {
-			select {
-			case <-done:
-			default:
-				t.Errorf("%s: Done, asked for %s the end, is open", name, when)
-			}
-		}
 	}
 }
 
@@ -7144,31 +7094,20 @@ func streamProducer[T any](r *http.Request, busy bool, item T) <-chan T {
 	return ch
 }
 
-func TestReceive(t *testing.T) {
-	ready := make(chan int, 3)
-	ready <- 1
-	ready <- 2
-	close(ready)
+func TestReceiveYieldsTheCause(t *testing.T) {
 	cause := errors.New("cause")
-	ended, cancel := context.WithCancelCause(t.Context())
-	cancel(cause)
-	for _, test := range []struct {
-		name string
-		ctx  context.Context
-		ch   chan int
-		want string
-	}{
-		{"closed", t.Context(), ready, "[1 <nil> 2 <nil>]"},
-		{"open, and ctx has ended", ended, make(chan int), "[0 cause]"},
-		{"nil", t.Context(), nil, "[0 conduit: Receive: the channel is nil]"},
-	} {
-		got := []any{}
-		for v, err := range conduit.Receive(test.ctx, test.ch) {
-			got = append(got, v, err)
-		}
-		if fmt.Sprint(got) != test.want {
-			t.Errorf("%s: got %v, want %s", test.name, got, test.want)
-		}
+	ctx, cancel := context.WithCancelCause(t.Context())
+	defer cancel(nil)
+	ch := make(chan int, 2)
+	ch <- 1
+	var got []any
+	for v, err := range conduit.Receive(ctx, ch) {
+		got = append(got, v, err)
+		ch <- 2 // which comes too late
+		cancel(cause)
+	}
+	if want := []any{1, nil, 0, cause}; !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
 	}
 }
 
