@@ -2946,7 +2946,7 @@ func TestSilentConnectionsDoNotHoldAShutdown(t *testing.T) {
 	})
 }
 
-func TestShutdownCutsAtItsDeadline(t *testing.T) {
+func TestShutdownClosesConnectionsAtItsDeadline(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		causes := make(chan error, 2)
 		g := newGraceful(t, conduit.ShutdownConfig{}, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -3370,7 +3370,7 @@ func eachTimeoutBubble(t *testing.T, test func(t *testing.T, p protocol, limit l
 	})
 }
 
-func TestTimeoutAnswersForALateHandler(t *testing.T) {
+func TestTimeoutRespondsForALateHandler(t *testing.T) {
 	eachTimeoutBubble(t, func(t *testing.T, p protocol, limit limiter) {
 		for _, method := range []string{"GET", "HEAD", "POST"} {
 			var logs logBuffer
@@ -3422,7 +3422,7 @@ func TestTimeoutAnswersForALateHandler(t *testing.T) {
 	})
 }
 
-func TestTimeoutReplyIsConfigurable(t *testing.T) {
+func TestTimeoutResponseIsConfigurable(t *testing.T) {
 	tests := []struct {
 		name              string
 		cfg               conduit.TimeoutConfig
@@ -3499,7 +3499,7 @@ func TestInnerTimeoutLeavesTheOuterOnesDeadline(t *testing.T) {
 	}
 }
 
-func TestTimeoutCutsAReplyThatHasBegun(t *testing.T) {
+func TestTimeoutAbortsAStartedResponse(t *testing.T) {
 	eachTimeoutBubble(t, func(t *testing.T, p protocol, limit limiter) {
 		for _, stuck := range []bool{false, true} { // in a write
 			var logs logBuffer
@@ -3579,7 +3579,7 @@ func TestTimeoutFreesAHandlerStuckInTheBody(t *testing.T) {
 
 // A connection that is closed with data unread is reset, and the response may
 // be lost with it.
-func TestTimeoutAnswersAClientThatIsStillSending(t *testing.T) {
+func TestTimeoutRespondsToAClientThatIsStillSending(t *testing.T) {
 	handlers := map[string]http.HandlerFunc{
 		"waits":  func(w http.ResponseWriter, r *http.Request) { <-r.Context().Done() },
 		"sleeps": func(w http.ResponseWriter, r *http.Request) { time.Sleep(100 * time.Millisecond) },
@@ -3625,7 +3625,7 @@ func TestTimeoutAnswersAClientThatIsStillSending(t *testing.T) {
 
 // A wrapper without Unwrap hides the deadlines. The client is answered even so,
 // while the handler waits on for a body that does not come.
-func TestTimeoutAnswersWithoutDeadlines(t *testing.T) {
+func TestTimeoutRespondsWithoutDeadlines(t *testing.T) {
 	opaque := func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			next.ServeHTTP(struct{ http.ResponseWriter }{w}, r)
@@ -3952,7 +3952,7 @@ func TestTimeoutEndsTheContextWithTheHandler(t *testing.T) {
 	}
 }
 
-func TestTimeoutAfterAnInformationalReply(t *testing.T) {
+func TestTimeoutAfterAnInformationalResponse(t *testing.T) {
 	eachTimeoutBubble(t, func(t *testing.T, p protocol, limit limiter) {
 		chain := conduit.Chain(conduit.RequestID(), limit.new(time.Second))
 		_, client, url := streamBubble(t, p, conduit.Config{Handler: chain(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -3974,7 +3974,7 @@ func TestTimeoutAfterAnInformationalReply(t *testing.T) {
 
 // After a reset net/http may still be reading the header of an informational
 // reply when WriteHeader has returned.
-func TestInformationalRepliesSurviveResets(t *testing.T) {
+func TestInformationalResponsesSurviveResets(t *testing.T) {
 	for _, limit := range timeouts {
 		t.Run(limit.name, func(t *testing.T) {
 			url := h2cProtocol.serve(t, h2cProtocol.server(t, &conduit.Config{Handler: conduit.Chain(conduit.RequestID(), limit.new(time.Minute))(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
