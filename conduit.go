@@ -1416,38 +1416,24 @@ func (x *responseWriter) count(n int64) {
 }
 
 // ReadFrom keeps sendfile: net/http uses it only when the wrapper forwards
-// this method.
+// this method. A source that fails before its first byte leaves the response
+// unstarted.
 func (x *responseWriter) ReadFrom(src io.Reader) (int64, error) {
 	rf, ok := x.ResponseWriter.(io.ReaderFrom)
 	if !ok {
 		return io.Copy(struct{ io.Writer }{x}, src)
 	}
-	var first int64
-	if x.status == 0 {
-		var more bool
-		var err error
-		if first, more, err = copyFirst(x, src); !more {
-			return first, err
-		}
-	}
+	unstarted := x.status == 0
 	if err := x.start(); err != nil {
-		return first, err
+		return 0, err
 	}
 	n, err := rf.ReadFrom(src)
 	x.count(n)
-	x.flushed = err == nil // net/http passes it straight to the connection
-	return first + n, err
-}
-
-// copyFirst copies the first bytes of a body, so that a source which fails at
-// once leaves the response unstarted, and one that panics later does not. It
-// reports whether there is more.
-func copyFirst(w io.Writer, src io.Reader) (n int64, more bool, err error) {
-	n, err = io.CopyN(struct{ io.Writer }{w}, src, sniffLen)
-	if err == io.EOF {
-		return n, false, nil
+	x.flushed = err == nil && n > sniffLen // net/http passes what is beyond straight to the connection
+	if unstarted && n == 0 {
+		x.status = 0
 	}
-	return n, err == nil, err
+	return n, err
 }
 
 // Flush is FlushError for those who look for an [http.Flusher].
@@ -2131,10 +2117,11 @@ func Compression() Middleware { return CompressionWith(nil) }
 // the handler returns, or at once if it flushes, declares a Trailer or has set a
 // Content-Length. A handler that flushes has its body compressed however small it
 // is, unless it has set a Content-Length below MinSize, and each flush reaches the
-// client. A Content-Type that the handler has not set is detected from the first
-// 512 bytes, as net/http does; a response that is flushed before it has any is not
-// compressed. A field that is set after WriteHeader, while the body is held back,
-// may still reach the client.
+// client. What is not flushed may wait until the handler returns. A Content-Type
+// that the handler has not set is detected from the first 512 bytes, as net/http
+// does; a response that is flushed before it has any is not compressed. A field
+// that is set after WriteHeader or the first Write, while the body is held back,
+// may still reach the client, except Content-Length.
 //
 // These stay as they are: responses without a body, parts (206), event streams,
 // bodies that have a Content-Encoding already or a digest of their bytes, and
@@ -2408,6 +2395,9 @@ func (z *compressWriter) sendHeld(flush bool) error {
 		if compresses = z.config.compresses(z.contentType[0]); compresses {
 			addVary(h, "Accept-Encoding")
 		}
+	}
+	if z.declared < 0 && len(h["Content-Length"]) > 0 { // net/http would not heed one that comes after the body
+		delete(h, "Content-Length")
 	}
 	z.dropHeadLength()
 	z.state = compressPlain

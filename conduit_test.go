@@ -2350,6 +2350,18 @@ func TestCompressionKeepsHeadersAndTrailersApart(t *testing.T) {
 	})
 }
 
+func TestCompressionHeedsNoContentLengthThatComesAfterTheBody(t *testing.T) {
+	eachProtocol(t, func(t *testing.T, p protocol) {
+		url := serveHandler(t, p, nil, conduit.Compression()(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			io.WriteString(w, "hello")
+			w.Header().Set("Content-Length", "3")
+		})))
+		if got := get(t, p.client(t), url); got.body != "hello" {
+			t.Errorf("got %q, want hello", got.body)
+		}
+	})
+}
+
 func TestCompressionInsideAndOutsideTimeout(t *testing.T) {
 	text := compressionJSON(4 << 10)
 	handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
