@@ -2121,7 +2121,7 @@ func Compression() Middleware { return CompressionWith(nil) }
 // that the handler has not set is detected from the first 512 bytes, as net/http
 // does; a response that is flushed before it has any is not compressed. A field
 // that is set after WriteHeader or the first Write, while the body is held back,
-// may still reach the client, except Content-Length.
+// may still reach the client, except Content-Length and Content-Encoding.
 //
 // These stay as they are: responses without a body, parts (206), event streams,
 // bodies that have a Content-Encoding already or a digest of their bytes, and
@@ -2396,7 +2396,9 @@ func (z *compressWriter) sendHeld(flush bool) error {
 			addVary(h, "Accept-Encoding")
 		}
 	}
-	if z.declared < 0 && len(h["Content-Length"]) > 0 { // net/http would not heed one that comes after the body
+	// They came after the body, and would not fit.
+	delete(h, "Content-Encoding")
+	if z.declared < 0 && len(h["Content-Length"]) > 0 {
 		delete(h, "Content-Length")
 	}
 	z.dropHeadLength()

@@ -2350,14 +2350,15 @@ func TestCompressionKeepsHeadersAndTrailersApart(t *testing.T) {
 	})
 }
 
-func TestCompressionHeedsNoContentLengthThatComesAfterTheBody(t *testing.T) {
+func TestCompressionHeedsNoLengthOrCodingThatComesAfterTheBody(t *testing.T) {
 	eachProtocol(t, func(t *testing.T, p protocol) {
 		url := serveHandler(t, p, nil, conduit.Compression()(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 			io.WriteString(w, "hello")
 			w.Header().Set("Content-Length", "3")
+			w.Header().Set("Content-Encoding", "br")
 		})))
-		if got := get(t, p.client(t), url); got.body != "hello" {
-			t.Errorf("got %q, want hello", got.body)
+		if got := get(t, p.client(t), url); got.body != "hello" || got.header.Get("Content-Encoding") != "" {
+			t.Errorf("got %q, Content-Encoding %q, want hello as it is", got.body, got.header.Get("Content-Encoding"))
 		}
 	})
 }
