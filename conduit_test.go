@@ -3689,29 +3689,87 @@ func TestTimeoutKeepsTheConnectionWhereItCan(t *testing.T) {
 	})
 }
 
-func TestStreamsPassATimeoutUnbuffered(t *testing.T) {
+func TestWhatIsInTimePassesATimeout(t *testing.T) {
+	outer := func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Vary", "Accept-Encoding")
+			w.Header().Set("X-Frame-Options", "DENY")
+			next.ServeHTTP(w, r)
+		})
+	}
 	eachTimeout(t, func(t *testing.T, p protocol, limit limiter) {
 		read := make(chan struct{})
-		url := p.serve(t, p.server(t, &conduit.Config{Handler: limit.new(time.Minute)(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		mux := http.NewServeMux()
+		mux.HandleFunc("GET /header/{body...}", func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Add("Vary", "Origin")
+			w.Header().Del("X-Frame-Options")
+			io.WriteString(w, r.PathValue("body"))
+		})
+		mux.HandleFunc("GET /nothing", func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Add("Vary", "Origin")
+			w.Header().Del("X-Frame-Options")
+		})
+		mux.HandleFunc("GET /flushed", func(w http.ResponseWriter, _ *http.Request) {
 			io.WriteString(w, "first")
 			if err := http.NewResponseController(w).Flush(); err != nil {
 				t.Error(err)
 			}
 			<-read
 			io.WriteString(w, "second")
-		}))}))
-		res, err := p.client(t).Get(url)
-		if err != nil {
-			t.Fatal(err)
+		})
+		mux.HandleFunc("GET /trailer/declared", func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Trailer", "X-Sum")
+			w.Header().Set("X-Sum", "not yet")
+			io.WriteString(w, "body")
+			w.Header().Set("X-Sum", "42")
+		})
+		mux.HandleFunc("GET /trailer/prefixed", func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("X-Other", "1")
+			io.WriteString(w, "body")
+			w.(http.Flusher).Flush()
+			w.Header().Del("X-Other") // as many fields as before
+			w.Header().Set(http.TrailerPrefix+"X-Sum", "42")
+		})
+		mux.HandleFunc("GET /deadlines", func(w http.ResponseWriter, _ *http.Request) {
+			rc := http.NewResponseController(w)
+			if err := errors.Join(rc.SetWriteDeadline(time.Now().Add(time.Hour)), rc.SetReadDeadline(time.Now().Add(time.Hour)), rc.EnableFullDuplex()); err != nil {
+				t.Error(err)
+			}
+			io.WriteString(w, "ok")
+		})
+		url := p.serve(t, p.server(t, &conduit.Config{Handler: conduit.Chain(outer, limit.new(time.Minute))(mux)}))
+		client := p.client(t)
+
+		for _, path := range []string{"/header/body", "/nothing"} {
+			got := get(t, client, url+path)
+			if vary := got.header["Vary"]; !slices.Equal(vary, []string{"Accept-Encoding", "Origin"}) || got.header.Get("X-Frame-Options") != "" {
+				t.Errorf("%s: header %v, want that of the middleware as the handler changed it", path, got.header)
+			}
 		}
-		defer res.Body.Close()
-		buf := make([]byte, 5)
-		if _, err := io.ReadFull(res.Body, buf); err != nil || string(buf) != "first" {
-			t.Fatalf("%q, %v", buf, err)
+		if got := get(t, client, url+"/deadlines"); got.body != "ok" {
+			t.Errorf("/deadlines: %+v, want ok", got)
 		}
-		close(read)
-		if rest, err := io.ReadAll(res.Body); err != nil || string(rest) != "second" {
-			t.Errorf("%q, %v", rest, err)
+		for _, path := range []string{"/trailer/declared", "/trailer/prefixed", "/flushed"} {
+			res, err := client.Get(url + path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer res.Body.Close()
+			if path == "/flushed" {
+				buf := make([]byte, 5)
+				if _, err := io.ReadFull(res.Body, buf); err != nil || string(buf) != "first" {
+					t.Fatalf("%s: %q, %v, want the first part", path, buf, err)
+				}
+				close(read)
+				if rest, err := io.ReadAll(res.Body); err != nil || string(rest) != "second" {
+					t.Errorf("%s: %q, %v, want the second part", path, rest, err)
+				}
+				continue
+			}
+			io.Copy(io.Discard, res.Body)
+			if got := res.Trailer.Get("X-Sum"); got != "42" {
+				t.Errorf("%s: trailer %q, want 42", path, got)
+			}
 		}
 	})
 }
@@ -4105,61 +4163,6 @@ func TestTimeoutFlushThatIsNotSupported(t *testing.T) {
 	}
 }
 
-func TestTrailersPassATimeout(t *testing.T) {
-	eachTimeout(t, func(t *testing.T, p protocol, limit limiter) {
-		url := p.serve(t, p.server(t, &conduit.Config{Handler: limit.new(time.Minute)(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			if r.URL.Path == "/declared" {
-				w.Header().Set("Trailer", "X-Sum")
-				w.Header().Set("X-Sum", "not yet")
-				io.WriteString(w, "body")
-				w.Header().Set("X-Sum", "42")
-				return
-			}
-			w.Header().Set("X-Other", "1")
-			io.WriteString(w, "body")
-			w.(http.Flusher).Flush()
-			w.Header().Del("X-Other") // as many fields as before
-			w.Header().Set(http.TrailerPrefix+"X-Sum", "42")
-		}))}))
-		for _, path := range []string{"/declared", "/prefixed"} {
-			res, err := p.client(t).Get(url + path)
-			if err != nil {
-				t.Fatal(err)
-			}
-			io.Copy(io.Discard, res.Body)
-			res.Body.Close()
-			if got := res.Trailer.Get("X-Sum"); got != "42" {
-				t.Errorf("%s: trailer %q, want 42", path, got)
-			}
-		}
-	})
-}
-
-func TestHeadersOfTheMiddlewareReachTheHandler(t *testing.T) {
-	outer := func(next http.Handler) http.Handler {
-		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			w.Header().Set("Vary", "Accept-Encoding")
-			w.Header().Set("X-Frame-Options", "DENY")
-			next.ServeHTTP(w, r)
-		})
-	}
-	eachTimeout(t, func(t *testing.T, p protocol, limit limiter) {
-		url := p.serve(t, p.server(t, &conduit.Config{Handler: conduit.Chain(outer, limit.new(time.Minute))(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			w.Header().Add("Vary", "Origin")
-			w.Header().Del("X-Frame-Options")
-			if r.URL.Path == "/body" {
-				io.WriteString(w, "body")
-			}
-		}))}))
-		for _, path := range []string{"/body", "/nothing"} {
-			got := get(t, p.client(t), url+path)
-			if vary := got.header["Vary"]; !slices.Equal(vary, []string{"Accept-Encoding", "Origin"}) || got.header.Get("X-Frame-Options") != "" {
-				t.Errorf("%s: header %v", path, got.header)
-			}
-		}
-	})
-}
-
 func TestHijackEndsTheTimeout(t *testing.T) {
 	for _, limit := range timeouts {
 		t.Run(limit.name, func(t *testing.T) {
@@ -4234,21 +4237,6 @@ func TestALateHandlerTouchesNothing(t *testing.T) {
 			if got := get(t, client, url); got.body != "ok" || got.header.Get("X-Late") != "" {
 				t.Errorf("the next reply %+v, want ok", got)
 			}
-		}
-	})
-}
-
-func TestDeadlinesPassATimeout(t *testing.T) {
-	eachTimeout(t, func(t *testing.T, p protocol, limit limiter) {
-		url := p.serve(t, p.server(t, &conduit.Config{Handler: limit.new(time.Minute)(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			rc := http.NewResponseController(w)
-			if err := errors.Join(rc.SetWriteDeadline(time.Now().Add(time.Hour)), rc.SetReadDeadline(time.Now().Add(time.Hour)), rc.EnableFullDuplex()); err != nil {
-				t.Error(err)
-			}
-			io.WriteString(w, "ok")
-		}))}))
-		if got := get(t, p.client(t), url); got.body != "ok" {
-			t.Errorf("reply %+v", got)
 		}
 	})
 }
