@@ -8310,9 +8310,18 @@ func TestTimedProfilesOutliveTheTimeouts(t *testing.T) {
 
 	const limit = 200 * time.Millisecond // the runtime records these two in real time
 	var clients sync.WaitGroup
-	for name, proto := range map[string]protocol{"profile": http1Protocol, "trace": h2cProtocol} {
-		url := proto.serve(t, proto.server(t, &conduit.Config{Handler: whole(limit)(p), WriteTimeout: limit}))
-		clients.Go(func() { record(t, proto.client(t), url+"/debug/pprof/"+name+"?seconds=0.3") })
+	for _, tt := range []struct {
+		name  string
+		proto protocol
+		mw    conduit.Middleware
+	}{
+		{"profile", http1Protocol, whole(limit)},
+		{"trace", h2cProtocol, whole(limit)},
+		{"mutex", h2cProtocol, conduit.Chain()}, // HTTP/2 resets the stream when WriteTimeout has passed
+	} {
+		client := tt.proto.client(t)
+		url := tt.proto.serve(t, tt.proto.server(t, &conduit.Config{Handler: tt.mw(p), WriteTimeout: limit}))
+		clients.Go(func() { record(t, client, url+"/debug/pprof/"+tt.name+"?seconds=0.3") })
 	}
 	clients.Wait()
 }
