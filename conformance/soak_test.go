@@ -7,7 +7,6 @@ package conformance
 import (
 	"bufio"
 	"bytes"
-	"cmp"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -25,7 +24,6 @@ import (
 	"io"
 	"iter"
 	"log/slog"
-	"maps"
 	"math/big"
 	"math/rand/v2"
 	"net"
@@ -35,7 +33,6 @@ import (
 	"regexp"
 	"runtime"
 	"runtime/debug"
-	"runtime/metrics"
 	"runtime/pprof"
 	"slices"
 	"strconv"
@@ -76,21 +73,23 @@ func TestChaosLeavesNothingBehind(t *testing.T) {
 	// they show.
 	percent := debug.SetGCPercent(-1)
 	s.storm(2, 0)
-	after, excess := awaitFootprint(before, -1)
+	excess := awaitFootprint(before, -1)
 	debug.SetGCPercent(percent)
 	if excess == "" {
-		after, excess = awaitFootprint(before, soakHeap)
+		excess = awaitFootprint(before, soakHeap)
 	}
 	if excess != "" {
 		t.Errorf("when the clients have gone, the service still has\n%s", excess)
 	}
-	s.report(before, after)
+	if len(s.served) < 2 {
+		t.Errorf("%d certificates were served, want a renewed one", len(s.served))
+	}
 
 	s.graceful.Shutdown()
 	if err := <-ended; err != nil {
 		t.Errorf("Run = %v, want nil", err)
 	}
-	if _, excess := awaitFootprint(unserved, -1); excess != "" {
+	if excess := awaitFootprint(unserved, -1); excess != "" {
 		t.Errorf("when the server has stopped, there still are\n%s", excess)
 	}
 	if n := s.driver.live.Load(); n != 0 {
@@ -128,26 +127,21 @@ type soak struct {
 
 	randoms, published, renewals atomic.Uint64
 
-	mu       sync.Mutex // guards what follows
-	requests map[string]int
-	logged   map[string]int
+	mu       sync.Mutex      // guards what follows
 	served   map[string]bool // certificates, by their bytes
 	failures int
-	peak     footprint
 }
 
 func newSoak(t *testing.T) *soak {
 	s := &soak{
-		t:        t,
-		seed:     uint64(time.Now().UnixNano()),
-		certDir:  t.TempDir(),
-		roots:    x509.NewCertPool(),
-		driver:   new(soakDatabase),
-		broker:   conduit.NewSSEBroker(nil),
-		requests: make(map[string]int),
-		logged:   make(map[string]int),
-		served:   make(map[string]bool),
-		dir:      t.TempDir(),
+		t:       t,
+		seed:    uint64(time.Now().UnixNano()),
+		certDir: t.TempDir(),
+		roots:   x509.NewCertPool(),
+		driver:  new(soakDatabase),
+		broker:  conduit.NewSSEBroker(nil),
+		served:  make(map[string]bool),
+		dir:     t.TempDir(),
 	}
 	if err := errors.Join(
 		os.WriteFile(filepath.Join(s.dir, "stable.txt"), []byte(soakText("stable", 3000)), 0o644),
@@ -160,7 +154,7 @@ func newSoak(t *testing.T) *soak {
 		s.certificates = append(s.certificates, newSoakCertificate(t))
 		s.roots.AppendCertsFromPEM(s.certificates[len(s.certificates)-1].cert)
 	}
-	s.http1, s.http2 = s.client(t, false), s.client(t, true)
+	s.http1, s.http2 = s.newHTTPClient(t, false), s.newHTTPClient(t, true)
 	s.db = sql.OpenDB(s.driver)
 	profiler, err := conduit.NewProfiler(&conduit.ProfilingConfig{DB: s.db})
 	if err != nil {
@@ -190,7 +184,7 @@ func newSoak(t *testing.T) *soak {
 	return s
 }
 
-func (s *soak) client(t *testing.T, http2 bool) *http.Client {
+func (s *soak) newHTTPClient(t *testing.T, http2 bool) *http.Client {
 	transport := &http.Transport{
 		TLSClientConfig:     &tls.Config{RootCAs: s.roots, ServerName: "conduit.test"},
 		ForceAttemptHTTP2:   http2,
@@ -453,12 +447,6 @@ func (l soakLog) Handle(_ context.Context, r slog.Record) error {
 	if r.Level >= slog.LevelWarn && !soakComplaints.MatchString(r.Message+": "+about) {
 		l.fail("logged: %s%s", r.Message, &all)
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.logged[r.Message]++
-	if strings.HasSuffix(failure, "i/o timeout") {
-		l.logged[r.Message+", i/o timeout"]++
-	}
 	return nil
 }
 
@@ -469,20 +457,6 @@ func (s *soak) fail(format string, args ...any) {
 	s.mu.Unlock()
 	if n <= 20 {
 		s.t.Errorf(format, args...)
-	}
-}
-
-func (s *soak) report(before, after footprint) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.t.Logf("goroutines %d, at most %d, then %d; descriptors %d, at most %d, then %d; heap %d KiB, at most %d, then %d",
-		before.goroutines, s.peak.goroutines, after.goroutines,
-		len(before.descriptors), len(s.peak.descriptors), len(after.descriptors),
-		before.heap>>10, s.peak.heap>>10, after.heap>>10)
-	s.t.Logf("requests %v", s.requests)
-	s.t.Logf("log lines %v", s.logged)
-	if len(s.served) < 2 {
-		s.t.Errorf("%d certificates were served, want a renewed one", len(s.served))
 	}
 }
 
@@ -524,7 +498,7 @@ func (s *soak) newClient(ctx context.Context) *soakClient {
 // those do.
 var (
 	soakForces = []func(*soakClient){
-		(*soakClient).changeFiles, (*soakClient).renewCertificates, (*soakClient).exhaustPool, (*soakClient).publish, (*soakClient).watch,
+		(*soakClient).changeFiles, (*soakClient).renewCertificates, (*soakClient).exhaustPool, (*soakClient).publish,
 	}
 	soakKinds = []struct {
 		name string
@@ -572,9 +546,6 @@ func (c *soakClient) run() {
 			}
 			c.kind = soakKinds[i].name
 			soakKinds[i].act(c)
-			c.mu.Lock()
-			c.requests[c.kind]++
-			c.mu.Unlock()
 		}
 	}
 }
@@ -587,6 +558,14 @@ func (c *soakClient) pause(most time.Duration) {
 	case <-timer.C:
 	case <-c.ctx.Done():
 	}
+}
+
+// client is for HTTP/1.1 or HTTP/2.
+func (c *soakClient) client() *http.Client {
+	if c.rand.IntN(2) == 0 {
+		return c.http2
+	}
+	return c.http1
 }
 
 func (c *soakClient) id() string { return fmt.Sprintf("%016x", c.rand.Uint64()) }
@@ -615,10 +594,7 @@ func (c *soakClient) ask(method, path, body string, header ...string) (soakReply
 		name, value, _ := strings.Cut(field, ": ")
 		req.Header.Set(name, value)
 	}
-	client := c.http1
-	if c.rand.IntN(2) == 0 {
-		client = c.http2
-	}
+	client := c.client()
 	if c.rand.IntN(4) == 0 {
 		req.Header.Set("Accept-Encoding", "identity")
 	}
@@ -632,14 +608,13 @@ func (c *soakClient) ask(method, path, body string, header ...string) (soakReply
 	if got := res.Header.Get("X-Request-ID"); got != id {
 		c.fail("%s: %s %s: the answer is to %q, want %q", c.kind, method, path, got, id)
 	}
-	return soakReply{res.StatusCode, res.Header, string(text), res.Close}, err
+	return soakReply{res.StatusCode, res.Header, string(text)}, err
 }
 
 type soakReply struct {
 	status int
 	header http.Header
 	body   string
-	close  bool
 }
 
 // see notes the certificate of the server.
@@ -749,10 +724,7 @@ func (c *soakClient) askEvents() {
 		if last != "" {
 			req.Header.Set("Last-Event-ID", last)
 		}
-		client := c.http1
-		if c.rand.IntN(2) == 0 {
-			client = c.http2
-		}
+		client := c.client()
 		res, err := client.Do(req)
 		if err != nil || res.StatusCode != 200 {
 			c.fail("%s: %v, %v", c.kind, res, err)
@@ -849,9 +821,6 @@ func (c *soakClient) askCut() {
 // order.
 func (c *soakClient) pipeline() {
 	conn := c.dial()
-	if conn == nil {
-		return
-	}
 	defer c.leave(conn)
 	var requests strings.Builder
 	var want []string
@@ -878,9 +847,6 @@ func (c *soakClient) pipeline() {
 // writeSlowly is slow and does no harm.
 func (c *soakClient) writeSlowly() {
 	conn := c.dial()
-	if conn == nil {
-		return
-	}
 	defer c.leave(conn)
 	body := soakText(c.id(), 20)
 	request := fmt.Sprintf("POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
@@ -912,17 +878,14 @@ func readReply(r *bufio.Reader) (string, error) {
 	return string(body), err
 }
 
-// dial shakes hands, which never fails: it returns nil if it does.
+// dial shakes hands, which never fails. If it does, that ends the client.
 func (c *soakClient) dial(protocols ...string) *tls.Conn {
 	raw := c.dialRaw()
-	if raw == nil {
-		return nil
-	}
 	conn := tls.Client(raw, &tls.Config{RootCAs: c.roots, ServerName: "conduit.test", NextProtos: protocols})
 	if err := conn.Handshake(); err != nil {
 		c.fail("%s: handshake: %v", c.kind, err)
 		conn.Close()
-		return nil
+		runtime.Goexit()
 	}
 	state := conn.ConnectionState()
 	c.see(&state)
@@ -933,7 +896,7 @@ func (c *soakClient) dialRaw() *net.TCPConn {
 	conn, err := net.Dial("tcp", c.address)
 	if err != nil {
 		c.fail("%s: %v", c.kind, err)
-		return nil
+		runtime.Goexit()
 	}
 	conn.SetDeadline(time.Now().Add(time.Minute))
 	return conn.(*net.TCPConn)
@@ -966,9 +929,6 @@ func (c *soakClient) anything() string {
 // abort goes away in the middle of a reply.
 func (c *soakClient) abort() {
 	conn := c.dial()
-	if conn == nil {
-		return
-	}
 	defer c.leave(conn)
 	fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: localhost\r\nAccept-Encoding: gzip\r\n\r\n", c.anything())
 	conn.SetReadDeadline(time.Now().Add(c.upTo(50 * time.Millisecond)))
@@ -982,10 +942,7 @@ func (c *soakClient) upTo(d time.Duration) time.Duration {
 // cancel gives up on a request, and with it on HTTP/2 not on the connection that
 // others use.
 func (c *soakClient) cancel() {
-	client := c.http1
-	if c.rand.IntN(2) == 0 {
-		client = c.http2
-	}
+	client := c.client()
 	for range 5 {
 		ctx, cancel := context.WithTimeout(context.Background(), c.upTo(20*time.Millisecond))
 		req, _ := http.NewRequestWithContext(ctx, "GET", "https://"+c.address+c.anything(), nil)
@@ -1000,9 +957,6 @@ func (c *soakClient) cancel() {
 // shakeHalf sends a part of a handshake.
 func (c *soakClient) shakeHalf() {
 	raw := c.dialRaw()
-	if raw == nil {
-		return
-	}
 	defer c.leave(raw)
 	tls.Client(&shortConn{raw, c.rand.IntN(1800)}, &tls.Config{InsecureSkipVerify: true}).Handshake()
 	c.pause(100 * time.Millisecond)
@@ -1027,9 +981,6 @@ func (c *shortConn) Write(p []byte) (int, error) {
 // writeHalf sends a part of a request. Some wait until they are shown the door.
 func (c *soakClient) writeHalf() {
 	conn := c.dial()
-	if conn == nil {
-		return
-	}
 	defer c.leave(conn)
 	request := fmt.Sprintf("POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 500\r\n\r\n%s", soakText(c.id(), 20))
 	io.WriteString(conn, request[:c.rand.IntN(len(request))])
@@ -1042,9 +993,6 @@ func (c *soakClient) writeHalf() {
 // writeBadBody sends a body that is cut, or is none.
 func (c *soakClient) writeBadBody() {
 	conn := c.dial()
-	if conn == nil {
-		return
-	}
 	defer c.leave(conn)
 	fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n10\r\n0123456789abcdef\r\n%s",
 		c.pick("/echo", "/late?how=body", "/latefast?how=body", "/files/stable.txt", "/none"), c.pick("", "zz\r\n", "ffffffffffffffff\r\nx", "5\r\nx", "5\r\nabcdefgh\r\n0\r\n\r\n", "0\r\nx"))
@@ -1062,26 +1010,14 @@ func (c *soakClient) writeGarbage() {
 	var conn net.Conn
 	switch c.rand.IntN(4) {
 	case 0, 1:
-		raw := c.dialRaw()
-		if raw == nil {
-			return
-		}
-		conn = raw
+		conn = c.dialRaw()
 		if c.rand.IntN(2) == 0 {
 			io.WriteString(conn, "GET / HTTP/1.1\r\nHost: x\r\n\r\n")
 		}
 	case 2:
-		secure := c.dial()
-		if secure == nil {
-			return
-		}
-		conn = secure
+		conn = c.dial()
 	case 3:
-		secure := c.dial("h2")
-		if secure == nil {
-			return
-		}
-		conn = secure
+		conn = c.dial("h2")
 		io.WriteString(conn, http2Preface)
 		if c.rand.IntN(2) == 0 {
 			garbage = http2Frame(byte(c.rand.IntN(11)), byte(c.rand.Uint32()), c.rand.Uint32N(4), string(garbage))
@@ -1108,9 +1044,6 @@ func (c *soakClient) stall() {
 			request += string(http2Request(2*i+1, path))
 		}
 	}
-	if conn == nil {
-		return
-	}
 	defer c.leave(conn)
 	conn.NetConn().(*net.TCPConn).SetReadBuffer(4 << 10)
 	io.WriteString(conn, request)
@@ -1125,9 +1058,6 @@ func (c *soakClient) stall() {
 func (c *soakClient) flood() {
 	for range 20 + c.rand.IntN(40) {
 		conn := c.dialRaw()
-		if conn == nil {
-			return
-		}
 		defer c.leave(conn)
 		if c.rand.IntN(4) == 0 {
 			tls.Client(conn, &tls.Config{RootCAs: c.roots, ServerName: "conduit.test"}).Handshake()
@@ -1138,9 +1068,6 @@ func (c *soakClient) flood() {
 // resetRapidly begins HTTP/2 streams and resets them at once.
 func (c *soakClient) resetRapidly() {
 	conn := c.dial("h2")
-	if conn == nil {
-		return
-	}
 	defer c.leave(conn)
 	var frames bytes.Buffer
 	frames.WriteString(http2Preface)
@@ -1253,29 +1180,11 @@ func (c *soakClient) publish() {
 	}
 }
 
-// watch notes the most there is of everything.
-func (c *soakClient) watch() {
-	heap := []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}}
-	for ; c.ctx.Err() == nil; c.pause(100 * time.Millisecond) {
-		metrics.Read(heap)
-		descriptors := openDescriptors()
-		c.mu.Lock()
-		c.peak.goroutines = max(c.peak.goroutines, runtime.NumGoroutine())
-		c.peak.heap = max(c.peak.heap, int64(heap[0].Value.Uint64()))
-		if len(descriptors) > len(c.peak.descriptors) {
-			c.peak.descriptors = descriptors
-		}
-		c.mu.Unlock()
-	}
-}
-
 // footprint is what the process holds on to.
 type footprint struct {
 	goroutines  int
 	heap        int64    // bytes in use
-	descriptors []string // what they are open on; none where the system does not tell
-	stacks      map[string]int64
-	sites       map[string]int64 // bytes in use by where they were allocated, estimated
+	descriptors []string // what they are open on
 }
 
 // restingFootprint waits until nothing comes or goes.
@@ -1284,47 +1193,37 @@ func restingFootprint() footprint {
 	runtime.GC() // closes what nobody has closed
 	var f footprint
 	for quiet, end := 0, time.Now().Add(10*time.Second); quiet < 70 && time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
-		goroutines, descriptors := runtime.NumGoroutine(), openDescriptors()
-		if quiet++; goroutines != f.goroutines || len(descriptors) != len(f.descriptors) {
+		now := footprint{goroutines: runtime.NumGoroutine(), descriptors: openDescriptors()}
+		if quiet++; now.goroutines != f.goroutines || len(now.descriptors) != len(f.descriptors) {
 			quiet = 0
 		}
-		f.goroutines, f.descriptors = goroutines, descriptors
+		f = now
 	}
-	runtime.GC() // up to which sites are known
-	f.stacks, f.sites = profileAmounts("goroutine"), profileAmounts("heap")
-	f.heap = heapInUse() // with the stacks
+	f.heap = heapInUse()
 	return f
 }
 
 // awaitFootprint waits until there is no more than before, of the heap no more
 // than the tolerance beyond that unless it is negative, and returns what there
 // is too much of.
-func awaitFootprint(before footprint, tolerance int64) (f footprint, excess string) {
+func awaitFootprint(before footprint, tolerance int64) (excess string) {
 	for end := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
-		f = footprint{goroutines: runtime.NumGoroutine(), descriptors: openDescriptors()}
+		f := footprint{goroutines: runtime.NumGoroutine(), descriptors: openDescriptors()}
 		if tolerance >= 0 {
 			f.heap = heapInUse()
 		}
-		goroutines, descriptors := f.goroutines > before.goroutines, len(f.descriptors) > len(before.descriptors)
 		heap := tolerance >= 0 && f.heap > before.heap+tolerance
-		if !goroutines && !descriptors && !heap {
-			return f, ""
+		if f.goroutines <= before.goroutines && len(f.descriptors) <= len(before.descriptors) && !heap {
+			return ""
 		}
 		if time.Now().Before(end) {
 			continue
 		}
-		f.heap = heapInUse()
-		if goroutines {
-			excess += fmt.Sprintf("%d goroutines, %d before; more than before of\n%s", f.goroutines, before.goroutines, growth(before.stacks, profileAmounts("goroutine")))
-		}
-		if descriptors {
-			added := slices.DeleteFunc(slices.Clone(f.descriptors), func(d string) bool { return slices.Contains(before.descriptors, d) })
-			excess += fmt.Sprintf("%d open descriptors, %d before; new are\n%s\n", len(f.descriptors), len(before.descriptors), strings.Join(added, "\n"))
-		}
-		if heap {
-			excess += fmt.Sprintf("%d KiB of heap in use, %d before; by samples, more than before from\n%s", f.heap>>10, before.heap>>10, growth(before.sites, profileAmounts("heap")))
-		}
-		return f, excess
+		added := slices.DeleteFunc(f.descriptors, func(d string) bool { return slices.Contains(before.descriptors, d) })
+		var stacks bytes.Buffer
+		pprof.Lookup("goroutine").WriteTo(&stacks, 1)
+		return fmt.Sprintf("%d goroutines, %d before; new descriptors %q; %d KiB of heap, %d before\n%s",
+			f.goroutines, before.goroutines, added, f.heap>>10, before.heap>>10, &stacks)
 	}
 }
 
@@ -1344,37 +1243,3 @@ func heapInUse() int64 {
 	runtime.ReadMemStats(&m)
 	return int64(m.HeapAlloc)
 }
-
-// profileAmounts reads a profile of goroutines or of the heap: how many, or how
-// many bytes, there are by stack. An object that was sampled stands for
-// MemProfileRate bytes at least.
-func profileAmounts(name string) map[string]int64 {
-	var text bytes.Buffer
-	pprof.Lookup(name).WriteTo(&text, 1)
-	amounts := make(map[string]int64)
-	for _, m := range profileEntry.FindAllStringSubmatch(text.String(), -1) {
-		n, _ := strconv.ParseInt(m[1], 10, 64)
-		if size, err := strconv.ParseInt(m[2], 10, 64); err == nil {
-			n = max(size, n*int64(runtime.MemProfileRate))
-		}
-		if !strings.Contains(m[3], "profileAmounts") {
-			amounts[strings.Clone(m[3])] += n
-		}
-	}
-	return amounts
-}
-
-var profileEntry = regexp.MustCompile(`(?m)^(\d+)(?:: (\d+) \[.*\])? @.*\n((?:#.*\n)*)`)
-
-// growth returns the stacks that there are more of than before, at most five.
-func growth(before, after map[string]int64) string {
-	grown := slices.DeleteFunc(slices.Collect(maps.Keys(after)), func(stack string) bool { return after[stack] <= before[stack] })
-	slices.SortFunc(grown, func(a, b string) int { return cmp.Compare(after[b]-before[b], after[a]-before[a]) })
-	var text strings.Builder
-	for _, stack := range grown[:min(len(grown), 5)] {
-		fmt.Fprintf(&text, "%d, %d before:\n%s", after[stack], before[stack], stack)
-	}
-	return text.String()
-}
-
-// Helpers
