@@ -9194,8 +9194,7 @@ func TestDatabaseConfigBoundsThePool(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			db := sql.OpenDB(new(scriptedDatabase))
-			defer db.Close()
+			db := new(scriptedDatabase).open(t)
 			db.SetMaxOpenConns(2) // an earlier, lower bound must not lower idle for good
 			tt.cfg.DB = db
 			if err := tt.cfg.Apply(); err != nil {
@@ -9208,17 +9207,7 @@ func TestDatabaseConfigBoundsThePool(t *testing.T) {
 			if tt.open > 0 {
 				n = min(n, tt.open)
 			}
-			var conns []*sql.Conn
-			for range n {
-				c, err := db.Conn(t.Context())
-				if err != nil {
-					t.Fatal(err)
-				}
-				conns = append(conns, c)
-			}
-			for _, c := range conns {
-				c.Close()
-			}
+			holdConns(t, db, n)()
 			if got := db.Stats().Idle; got != tt.idle {
 				t.Errorf("%d of %d connections stay idle, want %d", got, n, tt.idle)
 			}
@@ -9241,8 +9230,7 @@ func TestDatabaseConfigTimes(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				tt.cfg.DB = sql.OpenDB(new(scriptedDatabase))
-				defer tt.cfg.DB.Close()
+				tt.cfg.DB = new(scriptedDatabase).open(t)
 				if err := tt.cfg.Apply(); err != nil {
 					t.Fatal(err)
 				}
@@ -9259,35 +9247,8 @@ func TestDatabaseConfigTimes(t *testing.T) {
 	}
 }
 
-func TestDatabaseConfigIsRefused(t *testing.T) {
-	db := sql.OpenDB(new(scriptedDatabase))
-	defer db.Close()
-	tests := []struct {
-		name string
-		cfg  *conduit.DatabaseConfig
-		want string
-	}{
-		{"nil", nil, "conduit: DB: "},
-		{"no DB", &conduit.DatabaseConfig{}, "conduit: DB: "},
-		{"idle above open", &conduit.DatabaseConfig{DB: db, MaxOpenConns: 5, MaxIdleConns: 6}, "conduit: MaxIdleConns: 6 is more than MaxOpenConns, 5"},
-		{"no unit", &conduit.DatabaseConfig{DB: db, ConnMaxLifetime: 60, ConnMaxIdleTime: 10}, "conduit: ConnMaxLifetime: 60ns: too short; is a unit such as time.Hour missing?\nconduit: ConnMaxIdleTime: 10ns: too short"},
-		{"idle above default open", &conduit.DatabaseConfig{DB: db, MaxIdleConns: 101}, "conduit: MaxIdleConns: 101 is more than MaxOpenConns, 100"},
-	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			if err := tt.cfg.Apply(); err == nil || !strings.HasPrefix(err.Error(), tt.want) {
-				t.Errorf("Apply = %v, want %q", err, tt.want)
-			}
-			if got := db.Stats().MaxOpenConnections; got != 0 {
-				t.Errorf("MaxOpenConnections = %d, want it left alone", got)
-			}
-		})
-	}
-}
-
 func TestNewAppliesTheDatabaseConfig(t *testing.T) {
-	db := sql.OpenDB(new(scriptedDatabase))
-	defer db.Close()
+	db := new(scriptedDatabase).open(t)
 	cfg := conduit.DefaultConfig(http.NotFoundHandler())
 	cfg.Database = conduit.DefaultDatabaseConfig(db)
 	cfg.Database.MaxOpenConns = 7
@@ -9372,38 +9333,47 @@ func TestWarmThatFailsGivesEverythingBack(t *testing.T) {
 	}
 }
 
-func TestWarmIsRefused(t *testing.T) {
+func TestDatabaseConfigIsRefused(t *testing.T) {
 	var d scriptedDatabase
 	db := d.open(t)
-	tests := []struct {
+	db.SetMaxOpenConns(77)
+	for _, tt := range []struct {
 		name string
 		cfg  *conduit.DatabaseConfig
-		n    int
-		want string // none: no error
+		warm int    // 0: Apply is called, not Warm
+		want string // all of it
 	}{
-		{"nil", nil, 1, "conduit: DB: is required"},
-		{"no DB", &conduit.DatabaseConfig{}, 1, "conduit: DB: is required"},
-		{"idle above open", &conduit.DatabaseConfig{DB: db, MaxOpenConns: 5, MaxIdleConns: 6}, 1, "conduit: MaxIdleConns: 6 is more than MaxOpenConns, 5"},
+		{"nil", nil, 0, "conduit: DB: is required"},
+		{"no DB", &conduit.DatabaseConfig{}, 0, "conduit: DB: is required"},
+		{"idle above open", &conduit.DatabaseConfig{DB: db, MaxOpenConns: 5, MaxIdleConns: 6}, 0, "conduit: MaxIdleConns: 6 is more than MaxOpenConns, 5"},
+		{"idle above default open", &conduit.DatabaseConfig{DB: db, MaxIdleConns: 101}, 0, "conduit: MaxIdleConns: 101 is more than MaxOpenConns, 100"},
+		{"no unit", &conduit.DatabaseConfig{DB: db, ConnMaxLifetime: 60, ConnMaxIdleTime: 10}, 0,
+			"conduit: ConnMaxLifetime: 60ns: too short; is a unit such as time.Hour missing?\nconduit: ConnMaxIdleTime: 10ns: too short; is a unit such as time.Minute missing?"},
+
+		{"nil, warm", nil, 1, "conduit: DB: is required"},
+		{"idle above open, warm", &conduit.DatabaseConfig{DB: db, MaxOpenConns: 5, MaxIdleConns: 6}, 1, "conduit: MaxIdleConns: 6 is more than MaxOpenConns, 5"},
 		{"beyond the default", &conduit.DatabaseConfig{DB: db}, 11, "conduit: n: 11 is more than MaxIdleConns, 10"},
 		{"beyond what open leaves of the default", &conduit.DatabaseConfig{DB: db, MaxOpenConns: 4}, 5, "conduit: n: 5 is more than MaxIdleConns, 4"},
 		{"none may be idle", &conduit.DatabaseConfig{DB: db, MaxIdleConns: -1}, 1, "conduit: n: 1 is more than MaxIdleConns, 0"},
 		{"negative", &conduit.DatabaseConfig{DB: db}, -1, "conduit: n: -1 is negative"},
-		{"none", &conduit.DatabaseConfig{DB: db, MaxIdleConns: -1}, 0, ""},
+	} {
+		var err error
+		if tt.warm == 0 {
+			err = tt.cfg.Apply()
+		} else {
+			err = tt.cfg.Warm(t.Context(), tt.warm)
+		}
+		if err == nil || err.Error() != tt.want {
+			t.Errorf("%s: %v, want %q", tt.name, err, tt.want)
+		}
+		if got := db.Stats().MaxOpenConnections; got != 77 {
+			t.Errorf("%s: MaxOpenConnections = %d, want it left alone", tt.name, got)
+		}
 	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			db.SetMaxOpenConns(77)
-			err := tt.cfg.Warm(t.Context(), tt.n)
-			if tt.want == "" && err != nil || tt.want != "" && (err == nil || err.Error() != tt.want) {
-				t.Errorf("Warm = %v, want %q", err, tt.want)
-			}
-			if got := db.Stats().MaxOpenConnections; tt.want != "" && got != 77 {
-				t.Errorf("MaxOpenConnections = %d, want it left alone", got)
-			}
-			if got := d.dials.Load(); got != 0 {
-				t.Errorf("%d dials, want none", got)
-			}
-		})
+
+	none := &conduit.DatabaseConfig{DB: db, MaxIdleConns: -1}
+	if err := none.Warm(t.Context(), 0); err != nil || d.dials.Load() != 0 {
+		t.Errorf("Warm with no connections: %v after %d dials, want neither", err, d.dials.Load())
 	}
 }
 
@@ -9531,12 +9501,7 @@ func TestDatabaseHealthGoesPastDeadConnections(t *testing.T) {
 }
 
 func TestDatabaseHealthOfNothing(t *testing.T) {
-	defer func() {
-		if v, ok := recover().(string); !ok || !strings.HasPrefix(v, "conduit: DatabaseHealth: DB: ") {
-			t.Errorf("panic %v, want one that names DB", v)
-		}
-	}()
-	conduit.DatabaseHealth(nil)
+	profilingPanics(t, "conduit: DatabaseHealth: DB: is required", func() { conduit.DatabaseHealth(nil) })
 }
 
 // holdConns takes n connections and returns what gives them back.
