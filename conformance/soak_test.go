@@ -1219,6 +1219,7 @@ func awaitFootprint(before footprint, tolerance int64) (excess string) {
 		if time.Now().Before(end) {
 			continue
 		}
+		f.heap = heapInUse()
 		added := slices.DeleteFunc(f.descriptors, func(d string) bool { return slices.Contains(before.descriptors, d) })
 		var stacks bytes.Buffer
 		pprof.Lookup("goroutine").WriteTo(&stacks, 1)
