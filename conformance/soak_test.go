@@ -20,6 +20,7 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"iter"
@@ -45,20 +46,12 @@ import (
 	"example.com/conduit"
 )
 
-// The clients are at it for three seconds, or for the time that CONDUIT_SOAK says:
+// soakTime is for a longer soak:
 //
-//	CONDUIT_SOAK=10m go test -race -run TestChaos -timeout 20m -v
+//	go test -race -run TestChaos -soak 10m -timeout 20m
+var soakTime = flag.Duration("soak", 3*time.Second, "how long clients of every kind are let loose on a service")
+
 func TestChaosLeavesNothingBehind(t *testing.T) {
-	duration := 3 * time.Second
-	if v := os.Getenv("CONDUIT_SOAK"); v != "" {
-		var err error
-		if duration, err = time.ParseDuration(v); err != nil {
-			t.Fatalf("CONDUIT_SOAK: %v", err)
-		}
-		if end, ok := t.Deadline(); ok { // of -timeout, which is 10m unless it is told
-			duration = min(duration, time.Until(end)-time.Minute)
-		}
-	}
 	unserved := restingFootprint()
 	s := newSoak(t)
 	l := listen(t, freeAddress(t))
@@ -68,7 +61,7 @@ func TestChaosLeavesNothingBehind(t *testing.T) {
 
 	s.storm(soakClients, time.Second) // fills caches and pools
 	before := restingFootprint()
-	s.storm(soakClients, duration)
+	s.storm(soakClients, *soakTime)
 	// The garbage collector closes descriptors that nobody has closed. Without it
 	// they show.
 	percent := debug.SetGCPercent(-1)
