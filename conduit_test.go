@@ -9316,8 +9316,10 @@ func TestDatabaseConfigIsRefused(t *testing.T) {
 		{"no DB", &conduit.DatabaseConfig{}, 0, "conduit: DB: is required"},
 		{"idle above open", &conduit.DatabaseConfig{DB: db, MaxOpenConns: 5, MaxIdleConns: 6}, 0, "conduit: MaxIdleConns: 6 is more than MaxOpenConns, 5"},
 		{"idle above default open", &conduit.DatabaseConfig{DB: db, MaxIdleConns: 101}, 0, "conduit: MaxIdleConns: 101 is more than MaxOpenConns, 100"},
-		{"no unit", &conduit.DatabaseConfig{DB: db, ConnMaxLifetime: 60, ConnMaxIdleTime: 10}, 0,
-			"conduit: ConnMaxLifetime: 60ns: too short; is a unit such as time.Hour missing?\nconduit: ConnMaxIdleTime: 10ns: too short; is a unit such as time.Minute missing?"},
+		{
+			"no unit", &conduit.DatabaseConfig{DB: db, ConnMaxLifetime: 60, ConnMaxIdleTime: 10}, 0,
+			"conduit: ConnMaxLifetime: 60ns: too short; is a unit such as time.Hour missing?\nconduit: ConnMaxIdleTime: 10ns: too short; is a unit such as time.Minute missing?",
+		},
 
 		{"nil, warm", nil, 1, "conduit: DB: is required"},
 		{"idle above open, warm", &conduit.DatabaseConfig{DB: db, MaxOpenConns: 5, MaxIdleConns: 6}, 1, "conduit: MaxIdleConns: 6 is more than MaxOpenConns, 5"},
