@@ -100,9 +100,9 @@ func (c *DatabaseConfig) withDefaults(prefix string) (DatabaseConfig, error) {
 
 // Apply sets the bounds on c.DB. It may be called at any time and from any
 // goroutine: of the connections over a new bound those that are idle are closed
-// at once, and those in use as they are given back. It changes nothing and
-// returns an error that names each faulty field if DB is nil or MaxIdleConns
-// exceeds MaxOpenConns.
+// at once, and those in use as they are given back. If a field is faulty, it
+// changes nothing and returns an error that names each: a DB that is nil, a
+// MaxIdleConns above MaxOpenConns, a time below a millisecond.
 func (c *DatabaseConfig) Apply() error {
 	d, err := c.withDefaults("")
 	if err != nil {
