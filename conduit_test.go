@@ -4480,12 +4480,14 @@ func staticGunzip(t testing.TB, coded string) string {
 }
 
 // staticSizes are a file in memory, one of which only the gzip form is in memory,
-// and a large one.
+// and one above staticMaxCached.
 var staticSizes = map[string]string{
 	"small.txt":  strings.Repeat("0123456789", 200),
-	"middle.txt": strings.Repeat("0123456789", 40000),
-	"large.txt":  strings.Repeat("0123456789", 120000),
+	"middle.txt": strings.Repeat("0123456789", 27000),
+	"large.txt":  strings.Repeat("0123456789", 31000),
 }
+
+const staticMaxCached = 300000
 
 // staticFS counts, holds up or spoils what is done to a file system.
 type staticFS struct {
@@ -4845,7 +4847,7 @@ func TestStaticMediaTypes(t *testing.T) {
 // What http.ServeContent answers to the same request for the same bytes, with
 // the same header. The cases that do not reach it are among these.
 func TestStaticAnswersAsServeContent(t *testing.T) {
-	files := staticServer(t, conduit.FileServerConfig{Dir: staticTree(t, staticSizes)})
+	files := staticServer(t, conduit.FileServerConfig{Dir: staticTree(t, staticSizes), MaxCachedFile: staticMaxCached})
 	const before, same, after = "Mon, 06 May 2024 07:08:08 GMT", staticModified, "Mon, 06 May 2024 07:08:10 GMT"
 	var requests []string
 	for _, condition := range []string{
@@ -5316,7 +5318,7 @@ func TestStaticFollowsAReplacedDirectory(t *testing.T) {
 
 func TestStaticKeepsNoFilesOpen(t *testing.T) {
 	dir := staticTree(t, staticSizes)
-	files := staticServer(t, conduit.FileServerConfig{Dir: dir})
+	files := staticServer(t, conduit.FileServerConfig{Dir: dir, MaxCachedFile: staticMaxCached})
 	for name := range staticSizes {
 		staticAsk(files, "GET", "/"+name)
 		staticAsk(files, "GET", "/"+name, "Range: bytes=0-1,3-4")
@@ -5556,7 +5558,7 @@ func TestStaticTimesThatAreAlwaysNow(t *testing.T) {
 // A crawl over many names must neither push out those in demand nor outgrow
 // CacheBytes.
 func TestStaticCacheWithstandsAScan(t *testing.T) {
-	const size, limit, names = 20000, 4 << 20, 1500
+	const size, limit, names = 20000, 2 << 20, 800
 	many := make(fstest.MapFS)
 	body := bytes.Repeat([]byte("x"), size)
 	for i := range names {
@@ -5578,7 +5580,7 @@ func TestStaticCacheWithstandsAScan(t *testing.T) {
 	for i := range names {
 		staticAsk(files, "GET", "/scan/"+strconv.Itoa(i))
 		staticAsk(files, "GET", "/none/"+strconv.Itoa(i))
-		if i%500 == 499 {
+		if i%200 == 199 {
 			if n := ask("/hot/", 20); n != 0 {
 				t.Fatalf("after %d names of a scan %d of 20 hot files had to be read again", i, n)
 			}
@@ -5732,7 +5734,7 @@ func TestStaticAfterATimeoutWritesNothing(t *testing.T) {
 }
 
 func TestStaticBehindStockServerAndForeignWrappers(t *testing.T) {
-	files := staticServer(t, conduit.FileServerConfig{Dir: staticTree(t, staticSizes)})
+	files := staticServer(t, conduit.FileServerConfig{Dir: staticTree(t, staticSizes), MaxCachedFile: staticMaxCached})
 	srv := httptest.NewServer(foreign(conduit.Timeout(time.Minute)(foreign(files))))
 	defer srv.Close()
 	client := newClient(t, &http.Transport{DisableCompression: true})
