@@ -4983,6 +4983,12 @@ func TestStaticCacheControl(t *testing.T) {
 		}
 		staticHeader(t, "HTML", staticAsk(files, "GET", "/a.html").Header(), "Cache-Control: max-age=5")
 	}
+
+	// HTMLCacheControl is also that of an index and a fallback of other types.
+	files := staticServer(t, conduit.FileServerConfig{FS: fstest.MapFS{"i.svg": small, "f.svg": small}, Index: "i.svg", Fallback: "f.svg"})
+	for _, target := range []string{"/", "/unknown"} {
+		staticHeader(t, target, staticGet(t, files, target, 200, "a", "Accept: text/html"), "Cache-Control: no-cache")
+	}
 }
 
 // The next write may leave a young file's time and size as they are. Nobody may
@@ -5053,7 +5059,7 @@ func TestStaticGzip(t *testing.T) {
 	for i := range random {
 		random[i] = byte(uint32(i*i*i) * 2654435761 >> 13)
 	}
-	bodies := map[string]string{"a.js": script, "middle.js": middle, "large.js": large, "tiny.js": "let a", "a.png": script, "random.txt": string(random)}
+	bodies := map[string]string{"a.js": script, "middle.js": middle, "large.js": large, "tiny.js": strings.Repeat("let a;", 170), "a.png": script, "random.txt": string(random)}
 	files := staticServer(t, conduit.FileServerConfig{Dir: staticTree(t, bodies)})
 	for _, test := range []struct {
 		name, accept string
