@@ -318,7 +318,8 @@ func JSONHandler[T any](items func(*http.Request) iter.Seq2[T, error]) http.Hand
 // A client that has disconnected is not worth a line, or a 500.
 func streamFailed(w http.ResponseWriter, r *http.Request, err error, started bool) {
 	ctx, level := r.Context(), slog.LevelError
-	disconnected := errors.Is(context.Cause(ctx), context.Canceled)
+	// On HTTP/2 the abort of a response ends the context too, after the error.
+	disconnected := errors.Is(context.Cause(ctx), context.Canceled) && errors.Is(err, context.Canceled)
 	if disconnected {
 		level = slog.LevelDebug
 	}
@@ -608,7 +609,7 @@ func SSEHandler(serve func(s *SSEStream, r *http.Request) error) http.Handler {
 			s.sendRetry()
 		}
 		if err != nil {
-			streamFailed(w, r, err, true)
+			streamFailed(w, r, withCause(r.Context(), err), true)
 		}
 	})
 }
@@ -1059,11 +1060,7 @@ func (s *streamResponse) end(err error) {
 		return
 	}
 
-	s.err = fmt.Errorf("conduit: stream: %w", err)
-	// net/http ends the context when it cannot write, with a cause of its own.
-	if cause := context.Cause(s.ctx); cause != nil && !errors.Is(err, cause) {
-		s.err = fmt.Errorf("conduit: stream: %w: %w", cause, err)
-	}
+	s.err = fmt.Errorf("conduit: stream: %w", withCause(s.ctx, err))
 	s.started = s.started || responseStarted(s.w)
 	if limit := writeTimeoutOf(s.ctx); !s.started && s.r.ProtoMajor > 1 && limit > 0 {
 		// The handler gets back the time that open has taken from it.
@@ -1072,6 +1069,15 @@ func (s *streamResponse) end(err error) {
 		}
 		s.deadline.set(time.Now().Add(limit))
 	}
+}
+
+// withCause adds why a context has ended to an error that came of it. net/http ends
+// the context when it cannot write, with a cause of its own.
+func withCause(ctx context.Context, err error) error {
+	if cause := context.Cause(ctx); cause != nil && !errors.Is(err, cause) {
+		return fmt.Errorf("%w: %w", cause, err)
+	}
+	return err
 }
 
 // start sends the header, unless it is sent, or has the first write do so.
