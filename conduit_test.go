@@ -3805,6 +3805,10 @@ func TestTimeoutReadFromDoesNotHoldTheLock(t *testing.T) {
 	for _, limit := range timeouts {
 		synctest.Test(t, func(t *testing.T) {
 			rec := httptest.NewRecorder()
+			readerFrom := struct {
+				http.ResponseWriter
+				io.ReaderFrom
+			}{rec, rec.Body}
 			src, feed := io.Pipe()
 			limit.new(time.Minute)(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				copied := make(chan struct{})
@@ -3817,7 +3821,7 @@ func TestTimeoutReadFromDoesNotHoldTheLock(t *testing.T) {
 				io.WriteString(feed, "up")
 				feed.Close()
 				<-copied
-			})).ServeHTTP(rec, httptest.NewRequest("GET", "/", nil))
+			})).ServeHTTP(readerFrom, httptest.NewRequest("GET", "/", nil))
 			if rec.Body.String() != "not held up" {
 				t.Errorf("%s: body %q", limit.name, rec.Body)
 			}
