@@ -557,11 +557,8 @@ func (s *Server) install() {
 // have not sent a request: http.Server.Shutdown waits more than five seconds
 // for them.
 func (s *Server) trackConn(c net.Conn, state http.ConnState) {
-	switch state {
-	case http.StateActive, http.StateIdle:
-		if s.newConns.Load() == 0 {
-			return // as for nearly every request
-		}
+	if (state == http.StateActive || state == http.StateIdle) && s.newConns.Load() == 0 {
+		return // as for nearly every request
 	}
 	s.mu.Lock()
 	switch state {
@@ -628,8 +625,7 @@ func (s *Server) Draining() <-chan struct{} {
 // counts.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.checkMade()
-	report := s.shutdown(ctx)
-	return report.err()
+	return s.shutdown(ctx).err()
 }
 
 // shutdownReport is what came of a shutdown.
@@ -684,7 +680,11 @@ func (s *Server) shutdown(ctx context.Context) shutdownReport {
 	s.linger(ctx)
 	phase(&report.lingering)
 
-	s.closeNewConns()
+	for c, isNew := range s.openConns() {
+		if isNew { // no request was read from it
+			c.Close()
+		}
+	}
 	closed := make(chan struct{})
 	go func() {
 		// It waits for the accept loops without a deadline, and one of them
@@ -756,20 +756,15 @@ func (s *Server) stopAccepting(ctx context.Context) {
 	}
 }
 
-const (
-	lingerMax = 250 * time.Millisecond
-	lingerNew = 100 * time.Millisecond
-)
-
 // linger waits for connections to end of themselves. net/http drops a request
 // that it reads after its Shutdown has begun, so a client that is about to send
 // one is given the time to, and is told to close in the response. The first
 // request of a new connection may be under way. Where only new ones are left, 100
 // ms are enough for it, unless it has to shake hands first.
 func (s *Server) linger(ctx context.Context) {
-	all, cancel := context.WithTimeout(ctx, lingerMax)
+	all, cancel := context.WithTimeout(ctx, 250*time.Millisecond)
 	defer cancel()
-	first, cancelFirst := context.WithTimeout(all, lingerNew)
+	first, cancelFirst := context.WithTimeout(all, 100*time.Millisecond)
 	defer cancelFirst()
 	s.wait(first, func() bool { return s.conns.Load() == 0 })
 	s.wait(all, func() bool {
@@ -786,15 +781,6 @@ func (s *Server) wait(ctx context.Context, done func() bool) {
 		case <-s.changed:
 		case <-ctx.Done():
 			return
-		}
-	}
-}
-
-// closeNewConns closes the connections from which no request was read.
-func (s *Server) closeNewConns() {
-	for c, isNew := range s.openConns() {
-		if isNew {
-			c.Close()
 		}
 	}
 }
@@ -859,7 +845,7 @@ func (l *drainListener) Accept() (net.Conn, error) {
 	if !l.stopping {
 		return nil, err
 	}
-	if d, ok := l.Listener.(deadliner); ok && isTimeout(err) {
+	if d, ok := l.Listener.(deadliner); ok {
 		// A deadline in the past would not even try the queue. A look that
 		// took long was interrupted by whatever keeps the processors busy: it
 		// may have come too late to see anything, or is too old to go by.
@@ -880,11 +866,6 @@ func (l *drainListener) Accept() (net.Conn, error) {
 }
 
 type deadliner interface{ SetDeadline(time.Time) error }
-
-func isTimeout(err error) bool {
-	var ne net.Error
-	return errors.As(err, &ne) && ne.Timeout()
-}
 
 // stop makes Accept empty the queue and close the listener. One that has no
 // deadlines is closed here, which Accept then sees.
@@ -927,9 +908,7 @@ func newCertificateFiles(certFile, keyFile string, logger *slog.Logger) (*certif
 
 func (c *certificateFiles) stat() (infos [2]os.FileInfo) {
 	for i, name := range []string{c.certFile, c.keyFile} {
-		if info, err := os.Stat(name); err == nil {
-			infos[i] = info
-		}
+		infos[i], _ = os.Stat(name)
 	}
 	return infos
 }
@@ -1049,10 +1028,7 @@ func serverFrom(ctx context.Context) *Server {
 // poll, ends when it closes. Outside a conduit [Server] it is nil, which
 // blocks for ever.
 func Draining(ctx context.Context) <-chan struct{} {
-	if s := serverFrom(ctx); s != nil {
-		return s.drain.Done()
-	}
-	return nil
+	return drainContext(ctx).Done()
 }
 
 // drainContext returns a context that ends when the server of the request with
@@ -1153,14 +1129,12 @@ func (h *health) check(ctx context.Context) error {
 	}
 	run := h.join(ctx)
 	select {
-	case <-run.done:
-		return run.err
 	case <-ctx.Done():
 		return context.Cause(ctx)
-	case <-run.Context.Done():
+	case <-run.Context.Done(): // right after run.done, or when the time is up
 	}
 	select {
-	case <-run.done: // which comes before the end of its context
+	case <-run.done:
 		return run.err
 	default:
 		return fmt.Errorf("conduit: Health: check %d has not returned in time", run.current.Load())
@@ -2350,10 +2324,9 @@ func (z *compressWriter) shouldCompress(size int, flush bool) bool {
 // where net/http has made the response.
 func (z *compressWriter) reviseNotModified(h http.Header) {
 	types, typed := h["Content-Type"]
-	has := false
-	if tag := h.Get("Etag"); z.encoding != nil && strings.HasPrefix(tag, `"`) {
-		has = slices.ContainsFunc(z.request.Header["If-None-Match"], func(line string) bool { return strings.Contains(line, "W/"+tag) })
-	}
+	tag := h.Get("Etag")
+	has := z.encoding != nil && strings.HasPrefix(tag, `"`) &&
+		slices.ContainsFunc(z.request.Header["If-None-Match"], func(line string) bool { return strings.Contains(line, "W/"+tag) })
 	if has {
 		weakenETag(h)
 	}
@@ -2558,7 +2531,12 @@ func (z *compressWriter) finish() {
 	switch z.state {
 	case compressOpen:
 		if head { // its header may speak of the body of a GET
-			z.adjustHead()
+			switch z.decide(http.StatusOK) {
+			case compressEncoded:
+				z.setEncodingHeader()
+			case compressHeld:
+				z.dropHeadLength()
+			}
 		}
 		z.state = compressPlain
 	case compressHeld:
@@ -2575,17 +2553,6 @@ func (z *compressWriter) finish() {
 	}
 	z.encoder = nil
 	z.declared = z.encoded // nothing can follow
-}
-
-// adjustHead makes the header that of a GET where no status was set and nothing
-// was written.
-func (z *compressWriter) adjustHead() {
-	switch z.decide(http.StatusOK) {
-	case compressEncoded:
-		z.setEncodingHeader()
-	case compressHeld:
-		z.dropHeadLength()
-	}
 }
 
 // dropHeadLength drops the length of a body that a GET may compress, which its
@@ -2622,14 +2589,11 @@ func negotiate(header http.Header, offers ...string) string {
 		return "" // everything is acceptable, but such clients rarely decode
 	}
 	if len(lines) == 1 {
-		switch line := lines[0]; line {
+		switch lines[0] {
 		case "gzip, deflate, br, zstd", "gzip, deflate, br", "gzip, deflate", "gzip": // what browsers and Go send
 			for _, offer := range offers {
-				switch offer {
-				case "gzip", "deflate", "br", "zstd":
-					if strings.Contains(line, offer) {
-						return offer
-					}
+				if hasMember(lines, offer) {
+					return offer
 				}
 			}
 			return ""
@@ -2675,20 +2639,14 @@ func codingWeight(lines []string, coding string) int {
 // parseWeight returns a weight such as q=0.5 in thousandths, -1 if it is
 // malformed.
 func parseWeight(s string) int {
-	if len(s) < 3 || len(s) > 7 || s[0]|0x20 != 'q' || s[1] != '=' || s[2] != '0' && s[2] != '1' || len(s) > 3 && s[3] != '.' {
+	if len(s) < 3 || len(s) > 7 || !strings.EqualFold(s[:2], "q=") || len(s) > 3 && s[3] != '.' || strings.Trim(s[2:], "0123456789.") != "" {
 		return -1
 	}
-	q := int(s[2]-'0') * 1000
-	for i, unit := 4, 100; i < len(s); i, unit = i+1, unit/10 {
-		if s[i] < '0' || s[i] > '9' {
-			return -1
-		}
-		q += int(s[i]-'0') * unit
-	}
-	if q > 1000 {
+	q, err := strconv.ParseFloat(s[2:], 64)
+	if err != nil || q > 1 {
 		return -1
 	}
-	return q
+	return int(q*1000 + 0.5)
 }
 
 const eventStream = "text/event-stream"
@@ -2848,8 +2806,7 @@ func closeAfterResponse(w http.ResponseWriter) {
 	for inner := unwrap(w); inner != nil; inner = unwrap(w) {
 		w = inner
 	}
-	var b [1]byte
-	http.MaxBytesReader(w, io.NopCloser(strings.NewReader("x")), 0).Read(b[:])
+	http.MaxBytesReader(w, io.NopCloser(strings.NewReader("x")), 0).Read(make([]byte, 1))
 }
 
 // closeIfTooLarge is [closeAfterResponse] for a 413 on HTTP/1. A wrapper hides
@@ -2933,11 +2890,10 @@ const responseGrace = 5 * time.Second
 // writeTimeoutOf returns the WriteTimeout of the server of the request with this
 // context, 0 if there is none.
 func writeTimeoutOf(ctx context.Context) time.Duration {
-	srv, ok := ctx.Value(http.ServerContextKey).(*http.Server)
-	if !ok {
-		return 0
+	if srv, ok := ctx.Value(http.ServerContextKey).(*http.Server); ok {
+		return max(srv.WriteTimeout, 0)
 	}
-	return max(srv.WriteTimeout, 0)
+	return 0
 }
 
 // writePiece is as much as is written under one deadline.

@@ -68,12 +68,10 @@ func (c *TimeoutConfig) withDefaults() (TimeoutConfig, error) {
 	}
 	d.Status = cmp.Or(d.Status, http.StatusServiceUnavailable)
 	d.Message = cmp.Or(d.Message, http.StatusText(d.Status)+"\n")
-	if d.ContentType == "" {
-		d.ContentType = "text/plain; charset=utf-8"
-		if json.Valid([]byte(d.Message)) {
-			d.ContentType = "application/json"
-		}
+	if d.ContentType == "" && json.Valid([]byte(d.Message)) {
+		d.ContentType = "application/json"
 	}
+	d.ContentType = cmp.Or(d.ContentType, "text/plain; charset=utf-8")
 	var errs errorList
 	if d.Duration <= 0 {
 		errs.add("Duration: %v is not positive", d.Duration)
@@ -148,7 +146,6 @@ func TimeoutWith(cfg *TimeoutConfig) Middleware {
 		return &timeoutHandler{
 			TimeoutConfig: c,
 			next:          next,
-			body:          []byte(c.Message),
 			contentType:   []string{c.ContentType},
 			contentLength: []string{strconv.Itoa(len(c.Message))},
 		}
@@ -177,7 +174,6 @@ const (
 type timeoutHandler struct {
 	TimeoutConfig
 	next                       http.Handler
-	body                       []byte
 	contentType, contentLength []string  // shared by all responses, never written to
 	workers                    sync.Pool // of *timeoutWorker
 }
@@ -213,7 +209,11 @@ func (h *timeoutHandler) serveInGoroutine(t *timeoutWriter, k *timeoutWorker) {
 	go k.run()
 	<-k.done
 	if t.state.Load() == timeoutFired {
-		h.findPattern(t)
+		// The router is asked again: the copy of the request that it has
+		// marked is the handler's now.
+		r := t.original
+		probe := &http.Request{Method: r.Method, Host: r.Host, URL: &url.URL{Path: t.path}}
+		r.Pattern = cmp.Or(patternOf(h.next, probe), r.Pattern)
 		if !t.writeTimeoutResponse() {
 			panic(http.ErrAbortHandler)
 		}
@@ -231,16 +231,6 @@ func (h *timeoutHandler) serveInGoroutine(t *timeoutWriter, k *timeoutWorker) {
 		runtime.Goexit()
 	}
 	t.finish()
-}
-
-// findPattern asks the router again: the copy of the request that it has marked
-// is the handler's now.
-func (h *timeoutHandler) findPattern(t *timeoutWriter) {
-	r := t.original
-	probe := &http.Request{Method: r.Method, Host: r.Host, URL: &url.URL{Path: t.path}}
-	if pattern := patternOf(h.next, probe); pattern != "" {
-		r.Pattern = pattern
-	}
 }
 
 // serveInline runs the handler on this goroutine; the timer's responds for it.
@@ -299,14 +289,12 @@ func (h *timeoutHandler) worker(t *timeoutWriter, now time.Time) *timeoutWorker 
 // stop stops the timer and reports whether it did. Only then is the worker
 // used again, for a timer that has fired is still at work on it.
 func (h *timeoutHandler) stop(k *timeoutWorker) bool {
-	if !k.timer.Stop() {
-		return false
-	}
-	if k.shared {
+	stopped := k.timer.Stop()
+	if stopped && k.shared {
 		k.t = nil
 		h.workers.Put(k)
 	}
-	return true
+	return stopped
 }
 
 // serve is the handler's goroutine.
@@ -341,11 +329,8 @@ func (k *timeoutWorker) expire() {
 	} else {
 		t.countAbandoned(-1)
 	}
-	if !t.handler.Fast {
-		if fired {
-			k.done <- struct{}{}
-		}
-		return
+	if !fired && !t.handler.Fast {
+		return // the handler's goroutine says when it has ended
 	}
 	defer func() {
 		if value := recover(); value != nil { // in somebody's ResponseWriter
@@ -353,7 +338,7 @@ func (k *timeoutWorker) expire() {
 		}
 		k.done <- struct{}{}
 	}()
-	if fired {
+	if fired && t.handler.Fast {
 		t.aborted = !t.writeTimeoutResponse()
 	}
 }
@@ -380,8 +365,7 @@ type timeoutWriter struct {
 	// deadline may be what ends a write.
 	control sync.Mutex
 
-	contextMu sync.Mutex // held while cancellation is made
-	context   atomic.Pointer[timeoutContext]
+	context atomic.Pointer[timeoutContext]
 
 	panicked any  // what the handler, or a write of the timer's, panicked with
 	exited   bool // the handler ended its goroutine
@@ -615,30 +599,24 @@ func (t *timeoutWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 }
 
 func (t *timeoutWriter) SetReadDeadline(deadline time.Time) error {
-	t.control.Lock()
-	defer t.control.Unlock()
-	if err := t.checkOpen(); err != nil {
-		return err
-	}
-	return http.NewResponseController(t.ResponseWriter).SetReadDeadline(deadline)
+	return t.withControl(func(rc *http.ResponseController) error { return rc.SetReadDeadline(deadline) })
 }
 
 func (t *timeoutWriter) SetWriteDeadline(deadline time.Time) error {
-	t.control.Lock()
-	defer t.control.Unlock()
-	if err := t.checkOpen(); err != nil {
-		return err
-	}
-	return http.NewResponseController(t.ResponseWriter).SetWriteDeadline(deadline)
+	return t.withControl(func(rc *http.ResponseController) error { return rc.SetWriteDeadline(deadline) })
 }
 
 func (t *timeoutWriter) EnableFullDuplex() error {
+	return t.withControl((*http.ResponseController).EnableFullDuplex)
+}
+
+func (t *timeoutWriter) withControl(set func(*http.ResponseController) error) error {
 	t.control.Lock()
 	defer t.control.Unlock()
 	if err := t.checkOpen(); err != nil {
 		return err
 	}
-	return http.NewResponseController(t.ResponseWriter).EnableFullDuplex()
+	return set(http.NewResponseController(t.ResponseWriter))
 }
 
 // releaseTimeout lifts the timeout for good and leaves the context alone. It
@@ -726,7 +704,7 @@ func (t *timeoutWriter) writeTimeoutResponse() bool {
 	// The response ends by its Content-Length, whatever the handler still does.
 	disableCompression(t.ResponseWriter)
 	t.ResponseWriter.WriteHeader(h.Status)
-	t.ResponseWriter.Write(h.body)
+	io.WriteString(t.ResponseWriter, h.Message)
 	rc.Flush()
 	if h.Fast && !http1 {
 		// The end of the stream comes with the handler's. If that does
@@ -793,15 +771,13 @@ func (t *timeoutWriter) cancellable() *timeoutContext {
 	if c := t.context.Load(); c != nil {
 		return c
 	}
-	t.contextMu.Lock()
-	defer t.contextMu.Unlock()
-	if c := t.context.Load(); c != nil {
-		return c
-	}
 	c := &timeoutContext{done: make(chan struct{})}
 	c.Context, c.cancel = context.WithCancelCause(t.Context)
 	context.AfterFunc(c.Context, func() { close(c.done) })
-	t.context.Store(c)
+	if !t.context.CompareAndSwap(nil, c) {
+		c.cancel(context.Canceled)
+		return t.context.Load()
+	}
 	if t.state.Load() == timeoutEnded { // and nobody else will cancel it
 		c.cancel(context.Canceled)
 	}
