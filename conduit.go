@@ -1107,7 +1107,7 @@ func (h *health) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		status, body = http.StatusServiceUnavailable, `{"status":"draining"}`
 	default:
 		err := h.check(r.Context())
-		if r.Context().Err() != nil {
+		if r.Context().Err() == context.Canceled {
 			panic(http.ErrAbortHandler) // the client has given up: no line for an error of ours
 		}
 		if err != nil {
@@ -1403,9 +1403,11 @@ func (x *responseWriter) ReadFrom(src io.Reader) (int64, error) {
 	}
 	n, err := rf.ReadFrom(src)
 	x.count(n)
-	x.flushed = err == nil && n > sniffLen // net/http passes what is beyond straight to the connection
-	if unstarted && n == 0 {
+	switch {
+	case n == 0 && unstarted:
 		x.status = 0
+	case err == nil && x.bytes == contentLength(x.Header()):
+		x.FlushError() // net/http has passed it to the connection, unless that is TLS
 	}
 	return n, err
 }
