@@ -1538,9 +1538,11 @@ func (x *responseWriter) finishResponse() {
 	if x.status == 0 {
 		x.announceClose(http.StatusOK)
 	}
-	if limit := x.server.http.WriteTimeout; x.deadline.Load() == noDeadline && limit > 0 {
-		// What net/http still has to write is not to wait for ever.
-		http.NewResponseController(x.ResponseWriter).SetWriteDeadline(time.Now().Add(limit))
+	if x.deadline.Load() == noDeadline {
+		if limit := x.server.http.WriteTimeout; limit > 0 {
+			// What net/http still has to write is not to wait for ever.
+			http.NewResponseController(x.ResponseWriter).SetWriteDeadline(time.Now().Add(limit))
+		}
 	}
 	if x.status == 0 || x.incoming.ProtoAtLeast(1, 1) {
 		return
@@ -2256,7 +2258,7 @@ func (z *compressWriter) writeHeader() {
 func (z *compressWriter) decide(status int) int {
 	h := z.ResponseWriter.Header()
 	z.declared = -1
-	if h.Get("Content-Encoding") == "identity" { // the handler opts out, and that is no coding
+	if slices.Equal(h["Content-Encoding"], identityValue) { // the handler opts out, and that is no coding
 		delete(h, "Content-Encoding")
 		disableCompression(z.ResponseWriter)
 		return compressPlain
@@ -2683,6 +2685,7 @@ func mediaType(contentType string) string {
 
 // These are shared by responses and never written to.
 var (
+	identityValue      = []string{"identity"}
 	varyAcceptEncoding = []string{"Accept-Encoding"}
 	nosniffValue       = []string{"nosniff"}
 )
