@@ -316,9 +316,6 @@ type Server struct {
 	prepare sync.Once
 	secure  bool // speaks TLS; set by prepare
 
-	serving       context.Context // ends when the requests that are left are cancelled
-	cancelServing context.CancelCauseFunc
-
 	draining
 	requests atomic.Int64 // handlers that run
 	hijacked atomic.Int64 // those of them that have hijacked their connection
@@ -329,6 +326,7 @@ type Server struct {
 	addr      net.Addr
 	listeners map[*drainListener]struct{}
 	open      map[net.Conn]bool // true: new, no request has been read from it yet
+	cancels   []context.CancelCauseFunc
 
 	atEnd func() // set before serving; called once, before stopped is closed
 }
@@ -382,7 +380,6 @@ func New(cfg *Config) (*Server, error) {
 	}
 	s.changed, s.stopped = make(chan struct{}, 1), make(chan struct{})
 	s.drain, s.endDrain = context.WithCancel(context.Background())
-	s.serving, s.cancelServing = context.WithCancelCause(context.Background())
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
 	protocols.SetHTTP2(c.EnableHTTP2)
@@ -540,15 +537,17 @@ func (s *Server) install() {
 
 	baseContext := hs.BaseContext
 	hs.BaseContext = func(l net.Listener) context.Context {
-		ctx := s.serving
+		ctx := context.Background()
 		if baseContext != nil {
 			if dl, ok := l.(*drainListener); ok {
 				l = dl.Listener
 			}
-			var cancel context.CancelCauseFunc
-			ctx, cancel = context.WithCancelCause(baseContext(l))
-			context.AfterFunc(s.serving, func() { cancel(context.Cause(s.serving)) })
+			ctx = baseContext(l)
 		}
+		ctx, cancel := context.WithCancelCause(ctx)
+		s.mu.Lock()
+		s.cancels = append(s.cancels, cancel)
+		s.mu.Unlock()
 		return context.WithValue(ctx, serverKey{}, s)
 	}
 }
@@ -712,7 +711,7 @@ func (s *Server) shutdown(ctx context.Context) shutdownReport {
 	s.mu.Lock()
 	s.report = report
 	s.mu.Unlock()
-	s.cancelServing(http.ErrServerClosed)
+	s.cancelRequests(http.ErrServerClosed)
 	s.stop()
 	return report
 }
@@ -795,11 +794,22 @@ func (s *Server) openConns() map[net.Conn]bool {
 // Connections go first: http.Server.Close waits for the accept loops, which may
 // wait for one of them.
 func (s *Server) cut(cause error, closeConn func(net.Conn)) error {
-	s.cancelServing(cause)
+	s.cancelRequests(cause)
 	for c := range s.openConns() {
 		closeConn(c)
 	}
 	return s.http.Close()
+}
+
+// cancelRequests cancels them before it returns: a connection that is closed before
+// would give them a cause of its own.
+func (s *Server) cancelRequests(cause error) {
+	s.mu.Lock()
+	cancels := s.cancels
+	s.mu.Unlock()
+	for _, cancel := range cancels {
+		cancel(cause)
+	}
 }
 
 // Close cancels the requests that run and closes all listeners and

@@ -3027,6 +3027,30 @@ func TestShutdownClosesConnectionsAtItsDeadline(t *testing.T) {
 	})
 }
 
+// Not that of a connection which has been closed.
+func TestShutdownOutOfTimeIsTheCauseBehindABaseContext(t *testing.T) {
+	for range 20 {
+		running, cause := make(chan struct{}), make(chan error, 1)
+		srv := newServer(t, conduit.DefaultConfig(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+			close(running)
+			<-r.Context().Done()
+			cause <- context.Cause(r.Context())
+		})))
+		srv.HTTPServer().BaseContext = func(net.Listener) context.Context { return context.WithValue(t.Context(), t, t) }
+		conn, _ := rawDial(t, strings.TrimPrefix(serve(t, srv), "http://"))
+		io.WriteString(conn, "GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+		<-running
+		ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+		defer cancel()
+		if err := srv.Shutdown(ctx); err == nil {
+			t.Error("Shutdown = nil, want one request that had to be cancelled")
+		}
+		if got := <-cause; !strings.Contains(got.Error(), "conduit: Shutdown: ") {
+			t.Fatalf("the cause is %v, want Shutdown's", got)
+		}
+	}
+}
+
 // Whatever the first one waits for, another that is out of time ends it.
 func TestASecondShutdownOrCloseEndsTheFirst(t *testing.T) {
 	shutdown := func(srv *conduit.Server) error {
