@@ -1400,26 +1400,40 @@ func (x *responseWriter) count(n int64) {
 }
 
 // ReadFrom keeps sendfile: net/http uses it only when the wrapper forwards
-// this method. A source that fails before its first byte leaves the response
-// unstarted.
+// this method.
 func (x *responseWriter) ReadFrom(src io.Reader) (int64, error) {
 	rf, ok := x.ResponseWriter.(io.ReaderFrom)
 	if !ok {
 		return io.Copy(struct{ io.Writer }{x}, src)
 	}
-	unstarted := x.status == 0
+	var first int64
+	if x.status == 0 {
+		var more bool
+		var err error
+		if first, more, err = copyFirst(x, src); !more {
+			return first, err
+		}
+	}
 	if err := x.start(); err != nil {
-		return 0, err
+		return first, err
 	}
 	n, err := rf.ReadFrom(src)
 	x.count(n)
-	switch {
-	case n == 0 && unstarted:
-		x.status = 0
-	case err == nil && x.bytes == contentLength(x.Header()):
+	if err == nil && x.bytes == contentLength(x.Header()) {
 		x.FlushError() // net/http has passed it to the connection, unless that is TLS
 	}
-	return n, err
+	return first + n, err
+}
+
+// copyFirst copies the first bytes of a body, so that a source which fails or
+// panics at once leaves the response unstarted, and one that panics later does
+// not. It reports whether there is more.
+func copyFirst(w io.Writer, src io.Reader) (n int64, more bool, err error) {
+	n, err = io.CopyN(struct{ io.Writer }{w}, src, sniffLen)
+	if err == io.EOF {
+		return n, false, nil
+	}
+	return n, err == nil, err
 }
 
 // Flush is FlushError for those who look for an [http.Flusher].

@@ -1440,6 +1440,15 @@ func TestRecoveryAbortsAResponseThatHasStarted(t *testing.T) {
 	})
 }
 
+func TestRecoveryRespondsForASourceThatPanicsAtOnce(t *testing.T) {
+	h := conduit.Recovery()(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.Copy(w, &panicReader{}) }))
+	eachProtocol(t, func(t *testing.T, p protocol) {
+		if got := get(t, p.client(t), serveHandler(t, p, nil, h)); got.status != 500 {
+			t.Errorf("got %+v, want 500", got)
+		}
+	})
+}
+
 type panicReader struct{ reads int }
 
 func (r *panicReader) Read(p []byte) (int, error) {

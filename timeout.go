@@ -529,16 +529,6 @@ func (t *timeoutWriter) ReadFrom(src io.Reader) (int64, error) {
 	return first + n, err
 }
 
-// copyFirst copies the first bytes of a body, so that a source which fails at
-// once leaves the response unstarted. It reports whether there is more.
-func copyFirst(w io.Writer, src io.Reader) (n int64, more bool, err error) {
-	n, err = io.CopyN(struct{ io.Writer }{w}, src, sniffLen)
-	if err == io.EOF {
-		return n, false, nil
-	}
-	return n, err == nil, err
-}
-
 // readsFile reports whether src is a regular file or a limit around one.
 func readsFile(src io.Reader) bool {
 	if limited, ok := src.(*io.LimitedReader); ok {
