@@ -1241,8 +1241,7 @@ func Chain(mw ...Middleware) Middleware {
 // outlive its request, so a responseWriter is never used again.
 type responseWriter struct {
 	http.ResponseWriter
-	context.Context              // set by RequestID
-	request         http.Request // RequestID's copy, with this context
+	context.Context // set by RequestID
 	incoming        *http.Request
 
 	server    *Server // nil outside a conduit Server
@@ -1719,8 +1718,9 @@ func RequestID() Middleware {
 				return
 			}
 			x.identify(r)
-			defer copyBack(r, &x.request)
-			next.ServeHTTP(x, &x.request)
+			copied := copyRequest(r, x)
+			defer copyBack(r, &copied)
+			next.ServeHTTP(x, &copied)
 		})
 	}
 }
@@ -1734,7 +1734,6 @@ func (x *responseWriter) identify(r *http.Request) {
 	}
 	x.Header()[requestIDField] = x.id[:]
 	x.Context = r.Context()
-	x.request = copyRequest(r, x)
 }
 
 // isRequestID reports whether an id from outside is fit to be logged and sent
