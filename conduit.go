@@ -631,7 +631,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 type shutdownReport struct {
 	drained        int64 // requests that ended while the server drained
 	hijackedWaited int64 // those of them that had hijacked their connection
-	cut            int64 // connections that had to be closed
+	aborted        int64 // connections that had to be closed
 	unfinished     int64 // requests whose handlers had not returned then
 	hijackedLeft   int64 // those of them that had hijacked
 	accepting      time.Duration
@@ -641,10 +641,10 @@ type shutdownReport struct {
 }
 
 func (r shutdownReport) err() error {
-	if r.cut == 0 && r.unfinished == 0 {
+	if r.aborted == 0 && r.unfinished == 0 {
 		return nil
 	}
-	return fmt.Errorf("conduit: Shutdown: %d connections cut, %d requests unfinished, %d of them hijacked: %w", r.cut, r.unfinished, r.hijackedLeft, r.cause)
+	return fmt.Errorf("conduit: Shutdown: %d connections aborted, %d requests unfinished, %d of them hijacked: %w", r.aborted, r.unfinished, r.hijackedLeft, r.cause)
 }
 
 // errShutdown is the cause of contexts that a shutdown had to cancel.
@@ -701,9 +701,9 @@ func (s *Server) shutdown(ctx context.Context) shutdownReport {
 	report.drained = s.drained.Load()
 	report.hijackedWaited = s.hijackedWaited.Load()
 	if ctx.Err() != nil {
-		report.cut, report.unfinished, report.hijackedLeft = s.conns.Load(), s.requests.Load(), s.hijacked.Load()
+		report.aborted, report.unfinished, report.hijackedLeft = s.conns.Load(), s.requests.Load(), s.hijacked.Load()
 		report.cause = context.Cause(ctx)
-		s.cut(errShutdown, resetConn)
+		s.abort(errShutdown, resetConn)
 	}
 	<-closed
 	phase(&report.waiting)
@@ -790,10 +790,10 @@ func (s *Server) openConns() map[net.Conn]bool {
 	return maps.Clone(s.open)
 }
 
-// cut cancels the requests that run and closes the listeners and connections.
+// abort cancels the requests that run and closes the listeners and connections.
 // Connections go first: http.Server.Close waits for the accept loops, which may
 // wait for one of them.
-func (s *Server) cut(cause error, closeConn func(net.Conn)) error {
+func (s *Server) abort(cause error, closeConn func(net.Conn)) error {
 	s.cancelRequests(cause)
 	for c := range s.openConns() {
 		closeConn(c)
@@ -826,7 +826,7 @@ func (s *Server) Close() error {
 	s.Drain()
 	// Not by resets: what a client has not read yet of a whole response is to
 	// arrive.
-	err := s.cut(http.ErrServerClosed, func(c net.Conn) { c.Close() })
+	err := s.abort(http.ErrServerClosed, func(c net.Conn) { c.Close() })
 	s.stop()
 	return err
 }

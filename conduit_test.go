@@ -2791,7 +2791,7 @@ func TestShutdownGoesThroughItsPhases(t *testing.T) {
 			t.Errorf("took %v, want Delay and at most 250 ms more", took)
 		}
 		line := g.logs.find("shutdown")
-		if len(line) != 1 || line[0]["level"] != "INFO" || line[0]["delay"] != float64(5*time.Second) || line[0]["cut"] != 0.0 || line[0]["drained"].(float64) < 50 {
+		if len(line) != 1 || line[0]["level"] != "INFO" || line[0]["delay"] != float64(5*time.Second) || line[0]["aborted"] != 0.0 || line[0]["drained"].(float64) < 50 {
 			t.Errorf("logged %v", line)
 		}
 	})
@@ -3016,8 +3016,8 @@ func TestShutdownClosesConnectionsAtItsDeadline(t *testing.T) {
 		start := time.Now()
 		g.Shutdown()
 		err := <-g.done
-		if err == nil || !strings.Contains(err.Error(), "2 connections cut") || !errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("Run = %v, want 2 connections cut", err)
+		if err == nil || !strings.Contains(err.Error(), "2 connections aborted") || !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("Run = %v, want 2 connections aborted", err)
 		}
 		if took := time.Since(start); took != 25*time.Second {
 			t.Errorf("took %v, want 30s less the hooks' 5s", took)
@@ -3030,7 +3030,7 @@ func TestShutdownClosesConnectionsAtItsDeadline(t *testing.T) {
 		if !hooked {
 			t.Error("the hook did not run")
 		}
-		if line := g.logs.find("shutdown"); len(line) != 1 || line[0]["level"] != "ERROR" || line[0]["cut"] != 2.0 {
+		if line := g.logs.find("shutdown"); len(line) != 1 || line[0]["level"] != "ERROR" || line[0]["aborted"] != 2.0 {
 			t.Errorf("logged %v", line)
 		}
 	})
@@ -3073,7 +3073,7 @@ func TestASecondShutdownOrCloseEndsTheFirst(t *testing.T) {
 		end      func(*conduit.Server) error
 		want     string // in the error; end returns none if it is empty
 	}{
-		{"request, Shutdown", false, shutdown, "1 connections cut, 1 requests unfinished"},
+		{"request, Shutdown", false, shutdown, "1 connections aborted, 1 requests unfinished"},
 		{"request, Close", false, (*conduit.Server).Close, ""},
 		{"hijacked, Shutdown", true, shutdown, "1 of them hijacked"},
 		{"hijacked, Close", true, (*conduit.Server).Close, ""},
@@ -3319,7 +3319,7 @@ func TestSignals(t *testing.T) {
 	}{
 		{"SIGTERM drains", []syscall.Signal{syscall.SIGTERM}, false, 0, []string{"cause=terminated", "msg=shutdown", "returned <nil>"}, "hurried"},
 		{"SIGINT drains", []syscall.Signal{syscall.SIGINT}, false, 0, []string{"cause=interrupt", "msg=shutdown", "returned <nil>"}, "hurried"},
-		{"a second cuts", []syscall.Signal{syscall.SIGTERM, syscall.SIGINT}, true, 0, []string{"cause=terminated", "hurried", "hook", "msg=shutdown", "1 connections cut"}, "given up"},
+		{"a second aborts", []syscall.Signal{syscall.SIGTERM, syscall.SIGINT}, true, 0, []string{"cause=terminated", "hurried", "hook", "msg=shutdown", "1 connections aborted"}, "given up"},
 		{"a third kills", []syscall.Signal{syscall.SIGTERM, syscall.SIGTERM, syscall.SIGINT}, true, 130, []string{"hurried", "hook", "given up"}, "msg=shutdown"},
 	}
 	for _, tt := range tests {

@@ -114,7 +114,7 @@ func (c *ShutdownConfig) withDefaults() (ShutdownConfig, error) {
 //     the time is up, their contexts are cancelled and connections closed.
 //  7. The hooks run, last in first out.
 //
-// A second signal cuts what is left and goes on with the hooks; a third ends
+// A second signal aborts what is left and goes on with the hooks; a third ends
 // the process at once, with exit status 128 plus the number of the signal, as
 // a shell reports it. A line in the log, with the message shutdown, says at
 // the end what came of it.
@@ -189,7 +189,7 @@ func (g *GracefulShutdown) Start() error {
 // Run serves on l, or on Config.Address if l is nil, until a signal comes, ctx
 // ends, Shutdown is called or the server stops for another reason. It shuts
 // down and returns nil after a clean end. The error joins everything that went
-// wrong: why the server could not serve, how many connections had to be cut,
+// wrong: why the server could not serve, how many connections were aborted,
 // which hooks failed. It runs once; a second call returns an error. Run closes l,
 // also when it is refused.
 //
@@ -274,7 +274,7 @@ func (g *GracefulShutdown) waitForCause(ctx context.Context, signals <-chan os.S
 func (g *GracefulShutdown) log(ctx context.Context, report shutdownReport, err error, durations ...slog.Attr) {
 	level, attrs := slog.LevelInfo, append([]slog.Attr{
 		slog.Int64("drained", report.drained),
-		slog.Int64("cut", report.cut),
+		slog.Int64("aborted", report.aborted),
 		slog.Int64("hijacked_waited", report.hijackedWaited),
 		slog.Int64("hijacked_left", report.hijackedLeft),
 		slog.Duration("accept", report.accepting),
