@@ -30,7 +30,7 @@ var ErrTimeout error = timeoutError{}
 
 type timeoutError struct{}
 
-func (timeoutError) Error() string { return "conduit: Timeout: the handler did not answer in time" }
+func (timeoutError) Error() string { return "conduit: Timeout: the handler did not respond in time" }
 func (timeoutError) Timeout() bool { return true }
 func (timeoutError) Is(target error) bool {
 	return target == context.DeadlineExceeded || target == http.ErrHandlerTimeout
