@@ -3317,10 +3317,10 @@ func TestSignals(t *testing.T) {
 		output  []string // in this order
 		not     string
 	}{
-		{"SIGTERM drains", []syscall.Signal{syscall.SIGTERM}, false, 0, []string{"cause=terminated", "msg=shutdown", "returned <nil>"}, "hurried"},
-		{"SIGINT drains", []syscall.Signal{syscall.SIGINT}, false, 0, []string{"cause=interrupt", "msg=shutdown", "returned <nil>"}, "hurried"},
-		{"a second aborts", []syscall.Signal{syscall.SIGTERM, syscall.SIGINT}, true, 0, []string{"cause=terminated", "hurried", "hook", "msg=shutdown", "1 connections aborted"}, "given up"},
-		{"a third kills", []syscall.Signal{syscall.SIGTERM, syscall.SIGTERM, syscall.SIGINT}, true, 130, []string{"hurried", "hook", "given up"}, "msg=shutdown"},
+		{"SIGTERM drains", []syscall.Signal{syscall.SIGTERM}, false, 0, []string{"cause=terminated", "msg=shutdown", "returned <nil>"}, "drain aborted"},
+		{"SIGINT drains", []syscall.Signal{syscall.SIGINT}, false, 0, []string{"cause=interrupt", "msg=shutdown", "returned <nil>"}, "drain aborted"},
+		{"a second aborts", []syscall.Signal{syscall.SIGTERM, syscall.SIGINT}, true, 0, []string{"cause=terminated", "drain aborted", "hook", "msg=shutdown", "1 connections aborted"}, "shutdown aborted"},
+		{"a third kills", []syscall.Signal{syscall.SIGTERM, syscall.SIGTERM, syscall.SIGINT}, true, 130, []string{"drain aborted", "hook", "shutdown aborted"}, "msg=shutdown"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

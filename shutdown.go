@@ -220,17 +220,17 @@ func (g *GracefulShutdown) Run(ctx context.Context, l net.Listener) error {
 	heard, stopped, serveErr := g.waitForCause(ctx, signals, served)
 
 	start := time.Now()
-	hurry, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
-	defer cancel(nil)
+	shutdownCtx, abort := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer abort(nil)
 	finished := make(chan struct{})
 	defer close(finished)
-	go g.escalate(signals, heard, cancel, finished)
+	go g.escalate(signals, heard, abort, finished)
 
 	var delayed time.Duration
 	if !stopped {
-		delayed = g.delay(hurry)
+		delayed = g.delay(shutdownCtx)
 	}
-	drainCtx, cancelDrain := g.drainContext(hurry, start)
+	drainCtx, cancelDrain := g.drainContext(shutdownCtx, start)
 	defer cancelDrain()
 	report := g.server.shutdown(drainCtx)
 	if !stopped {
@@ -294,21 +294,21 @@ func (g *GracefulShutdown) Shutdown() {
 	g.once.Do(func() { close(g.trigger) })
 }
 
-var errHurry = errors.New("conduit: Run: a second signal")
+var errSecondSignal = errors.New("conduit: Run: a second signal")
 
 // escalate hears the signals that come during a shutdown; heard says how many
 // came before. It returns when the shutdown has finished.
-func (g *GracefulShutdown) escalate(signals <-chan os.Signal, heard int, hurry context.CancelCauseFunc, finished <-chan struct{}) {
+func (g *GracefulShutdown) escalate(signals <-chan os.Signal, heard int, abort context.CancelCauseFunc, finished <-chan struct{}) {
 	for {
 		select {
 		case sig := <-signals:
 			heard++
 			if heard == 2 {
-				g.server.logger.Warn("shutdown hurried", "cause", sig.String())
-				hurry(errHurry)
+				g.server.logger.Warn("drain aborted", "cause", sig.String())
+				abort(errSecondSignal)
 			}
 			if heard > 2 {
-				g.server.logger.Error("shutdown given up", "cause", sig.String())
+				g.server.logger.Error("shutdown aborted", "cause", sig.String())
 				os.Exit(exitStatus(sig))
 			}
 		case <-finished:
@@ -328,11 +328,11 @@ func exitStatus(sig os.Signal) int {
 }
 
 // drainContext returns a context that ends when the hooks' time begins.
-func (g *GracefulShutdown) drainContext(hurry context.Context, start time.Time) (context.Context, context.CancelFunc) {
+func (g *GracefulShutdown) drainContext(ctx context.Context, start time.Time) (context.Context, context.CancelFunc) {
 	if g.config.Timeout < 0 {
-		return context.WithCancel(hurry)
+		return context.WithCancel(ctx)
 	}
-	return context.WithDeadline(hurry, start.Add(g.config.Timeout-max(g.config.HookTimeout, 0)))
+	return context.WithDeadline(ctx, start.Add(g.config.Timeout-max(g.config.HookTimeout, 0)))
 }
 
 // delay serves on while clients leave, and returns how long it did. It is kept
@@ -342,10 +342,10 @@ func (g *GracefulShutdown) delay(ctx context.Context) time.Duration {
 	start := time.Now()
 	g.server.Drain()
 	if g.config.Delay > 0 {
-		leave := g.config.Delay * 4 / 5
-		pause(ctx, leave)
+		closing := g.config.Delay * 4 / 5
+		pause(ctx, closing)
 		g.server.sayClose.Store(false)
-		pause(ctx, g.config.Delay-leave)
+		pause(ctx, g.config.Delay-closing)
 	}
 	return time.Since(start)
 }
