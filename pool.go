@@ -217,7 +217,7 @@ func DatabaseHealth(db *sql.DB) func(context.Context) error {
 		// A connection that is bad is closed, so that after as many as are idle
 		// there is none left but a new one.
 		for dead := db.Stats().Idle; ; dead-- {
-			err := askDatabase(ctx, db)
+			err := pingDatabase(ctx, db)
 			switch {
 			case err == nil:
 				return nil
@@ -228,7 +228,7 @@ func DatabaseHealth(db *sql.DB) func(context.Context) error {
 	}
 }
 
-func askDatabase(ctx context.Context, db *sql.DB) error {
+func pingDatabase(ctx context.Context, db *sql.DB) error {
 	conn, err := takeConn(ctx, db)
 	if err != nil {
 		return err
