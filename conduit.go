@@ -1,67 +1,54 @@
-// Package conduit is what a production HTTP service needs around net/http:
-// a server that is safe as configured ([New]), a shutdown that loses no request
+// Package conduit is what a production HTTP service needs around net/http: a
+// server that is safe as configured ([New]), a shutdown that loses no request
 // ([GracefulShutdown]), timeouts that respond ([Timeout]), static files
 // ([FileServer]), streams that outlive the timeouts ([StreamJSON], [SSEBroker],
-// [Stream]), profiles that leak nothing ([Profiler]), a database pool within
-// bounds ([DatabaseConfig]), and the middleware that goes with them ([Chain]).
+// [Stream]), profiles that leak nothing ([Profiler]), a bounded database pool
+// ([DatabaseConfig]) and middleware ([Chain]).
 //
-// It is not a framework. The router is [http.ServeMux] or any other, a handler
-// is an [http.Handler], a middleware is a func(http.Handler) http.Handler, and
-// every part works alone: behind a plain [http.Server], in another router's
-// chain, around somebody else's ResponseWriter.
+// It is not a framework: every part works alone, with [http.ServeMux] or any
+// other router, behind a plain [http.Server], around any ResponseWriter. The
+// package's example is a whole service.
 //
-// The package's example is a whole service: routes, the usual [Chain], a server
-// and its shutdown.
+// Any goroutine may call any function or method, unless its comment says
+// otherwise.
 //
 // # Configuration
 //
-// A part's short form, such as [Timeout], has the defaults; the same name with
-// With, [TimeoutWith], takes a pointer to a struct. Every such struct is copied,
-// so changing it later changes nothing. A zero field means its default and a
-// negative duration or size means none, unless its comment says otherwise; a nil
-// pointer means all defaults wherever nothing is required. All errors are
-// reported at once, as an error, or by a panic where a function returns no error,
-// as [http.ServeMux.Handle] does.
+// [Timeout] has the defaults, [TimeoutWith] takes a configuration, and other
+// parts do alike. For every configuration, unless its comment says otherwise:
+//
+//   - It is copied.
+//   - A zero field means its default, a negative duration or size none.
+//   - A nil pointer means all defaults, if no field is required.
+//   - All invalid fields are reported at once: in an error, or by a panic if
+//     the function returns none.
 //
 // # Two layers of time
 //
-// The server's ReadHeaderTimeout, ReadTimeout, WriteTimeout and IdleTimeout
-// guard connections against clients that are slow or silent. [Timeout] guards
-// handlers that are: it responds for them, and moves the connection's write
-// deadline so that the response is delivered even where it is due later than
-// WriteTimeout.
-//
-// Responses that last by nature are a [Stream], a [JSONStream], an [SSEStream],
-// a large file of a [FileServer] and a profile. From their first byte on neither
-// bounds them: the write deadline moves along.
+// The server's timeouts guard against slow clients, [Timeout] against slow
+// handlers: it responds for them, and extends WriteTimeout if necessary.
+// Neither bounds streams, large files and profiles after their first byte: the
+// write deadline moves along.
 //
 // # In other routers
 //
-// Around a router, every part works as it does around [http.ServeMux]: write
-// Chain(...)(router). That is the place for [RequestID], [Recovery], [Logging]
-// and [Timeout].
+// Around a router every part works: Chain(...)(router). [RequestID],
+// [Recovery], [Logging] and [Timeout] belong there.
 //
-// Inside a router, as its middleware, every part works too, with one exception:
-// chi and echo use the context of a route again once the route has returned. A
-// handler that a Timeout has left behind would then read the parameters of
-// another request. Inside such a router use [FastTimeout], which leaves no
-// handler behind. The parameters of ServeMux ([http.Request.PathValue]) and of
-// gorilla/mux belong to one request, and are safe either way.
+// Inside a router, as its middleware, every part works except Timeout in chi
+// and echo. They reuse a route's context once the route returns. A handler that
+// Timeout has abandoned would read the parameters of another request.
+// [FastTimeout] abandons none. The parameters of ServeMux
+// ([http.Request.PathValue]) and gorilla/mux are safe.
 //
-// The Use of chi and of gorilla/mux takes a part as it is, that of echo takes
-// echo.WrapMiddleware(part). gin has no such function: the chain goes around it.
-// [FileServer], [Health], [SSEBroker] and [Profiler] are handlers, for the Handle
-// of chi and gorilla/mux, echo.WrapHandler and gin.WrapH.
+// chi and gorilla/mux take a part by Use, echo by
+// Use(echo.WrapMiddleware(part)). gin has no such function: put the chain
+// around it. [FileServer], [Health], [SSEBroker] and [Profiler] are handlers,
+// for Handle in chi and gorilla/mux, echo.WrapHandler and gin.WrapH.
 //
-// The pattern in the log is the Pattern of the request that [Logging] was given.
-// ServeMux sets it wherever Logging is, chi for a Logging inside. For other
-// routers put Logging inside and add their pattern by [LoggingConfig].Attrs.
-//
-// # Logging
-//
-// Config.Logger is the one logger. It reaches every part through the request's
-// context, and [Logger] hands it to a handler. Outside a conduit [Server] the
-// parts use [slog.Default].
+// [Logging] logs the Pattern of its request. ServeMux sets it wherever Logging
+// is, chi if Logging is inside. For other routers, put Logging inside and add
+// the pattern with [LoggingConfig].Attrs.
 package conduit
 
 import (
@@ -93,76 +80,63 @@ import (
 	"time"
 )
 
-// Config describes a [Server]. A zero field means the default that its comment
-// gives, except that EnableHTTP2 is off until [DefaultConfig] or the caller
-// sets it. A negative duration means none.
+// Config describes a [Server].
 type Config struct {
-	// Address is where [Server.ListenAndServe] listens, ":8080" by default.
+	// Address is the host:port of [Server.ListenAndServe]. Default: ":8080".
 	Address string
 
-	// Handler responds to the requests. Required.
+	// Handler is required.
 	Handler http.Handler
 
-	// ReadTimeout bounds the reading of a whole request with its body, 15
-	// seconds by default.
+	// ReadTimeout bounds reading a whole request. Default: 15 seconds.
 	ReadTimeout time.Duration
 
-	// ReadHeaderTimeout bounds the reading of a request's header, 10 seconds
-	// by default. It is what holds off clients that send a header one byte at
-	// a time.
+	// ReadHeaderTimeout bounds reading a request's header, against clients that
+	// send byte by byte. Default: 10 seconds.
 	ReadHeaderTimeout time.Duration
 
-	// WriteTimeout bounds a response, counted from the end of the request's
-	// header, 15 seconds by default. [Timeout] moves the end to 5 seconds after
-	// its own where that is later.
+	// WriteTimeout bounds a response, from the end of the request's header.
+	// Default: 15 seconds.
 	WriteTimeout time.Duration
 
-	// IdleTimeout is how long a kept-alive connection may wait for its next
-	// request, 60 seconds by default.
+	// IdleTimeout bounds a connection's wait for a request. Default: 60 seconds.
 	IdleTimeout time.Duration
 
-	// MaxHeaderBytes bounds a request's header, 1 MiB by default. HTTP/1 lets
-	// 4096 bytes more through. Beyond that the client gets 431, or a GOAWAY if
-	// it is far beyond on HTTP/2, and no middleware sees the request. Negative
-	// is an error.
+	// MaxHeaderBytes bounds a request's header; HTTP/1 allows 4096 bytes more.
+	// Default: 1 MiB. Negative is an error. A larger header gets 431, or on HTTP/2
+	// a GOAWAY if far larger, and no middleware sees it.
 	MaxHeaderBytes int
 
-	// EnableHTTP2 offers HTTP/2 by ALPN. It needs TLS.
+	// EnableHTTP2 offers HTTP/2 over TLS, by ALPN. [DefaultConfig] sets it.
 	EnableHTTP2 bool
 
-	// EnableH2C accepts HTTP/2 in cleartext from clients that know of it (RFC
-	// 9113, Section 3.3), as proxies inside a trusted network do. The upgrade
-	// from HTTP/1.1 that RFC 9113 removed is not supported.
+	// EnableH2C accepts cleartext HTTP/2, for trusted networks: with prior
+	// knowledge (RFC 9113, Section 3.3), not by an upgrade from HTTP/1.1.
 	EnableH2C bool
 
-	// CertFile and KeyFile name a certificate chain and its private key, both
-	// in PEM. With them the server speaks TLS. They are looked at again at
-	// most once a second, at a handshake, and read again when they changed:
-	// no restart is needed to renew. A pair that cannot be read or does not
-	// match leaves the old one in service and is logged once per change.
+	// CertFile and KeyFile name a certificate chain and its private key, in PEM,
+	// and turn on TLS. A handshake, at most once a second, reloads them if they
+	// changed. A pair that does not load is logged once per change, and the old
+	// one stays.
 	CertFile, KeyFile string
 
-	// TLSConfig is cloned and completed. With it the server speaks TLS, with
-	// the certificates it brings or those of CertFile, which win. Without
-	// CipherSuites it gets Go's secure ones less those in CBC mode. What its
-	// GetConfigForClient returns is completed in the same way.
+	// TLSConfig turns on TLS too. It needs certificates unless CertFile is set,
+	// which wins. Without CipherSuites a clone of it gets Go's secure ones except
+	// CBC mode. The configs of its GetConfigForClient are completed alike.
 	TLSConfig *tls.Config
 
-	// MinTLSVersion is the oldest version of TLS to accept, tls.VersionTLS12
-	// by default. Anything older is an error. A newer MinVersion of TLSConfig
-	// wins.
+	// MinTLSVersion is the oldest TLS version. Default: tls.VersionTLS12; older is
+	// an error. A newer MinVersion of TLSConfig wins.
 	MinTLSVersion uint16
 
-	// Database, when it is set, is applied by [New].
+	// Database, if set, is applied by [New].
 	Database *DatabaseConfig
 
-	// Logger gets the log lines of the server and of all parts behind it; nil is
-	// what [slog.Default] is when [New] runs.
+	// Logger gets all log lines. Default: [slog.Default] when [New] runs.
 	Logger *slog.Logger
 }
 
-// DefaultConfig returns the defaults for a service of handler h: port 8080, the
-// timeouts that [Config] gives, and HTTP/2 once there is a certificate.
+// DefaultConfig returns the defaults of [Config] for a handler.
 func DefaultConfig(h http.Handler) *Config {
 	return &Config{
 		Address:           ":8080",
@@ -299,16 +273,15 @@ func checkHandler(middleware string, h http.Handler) {
 	}
 }
 
-// Server is an [http.Server] that is safe as configured and that can stop
-// without losing a request. [New] makes one; its methods may be called from
-// any goroutine. Like an http.Server it serves once: after Shutdown or Close
-// it does not serve again.
+// Server is an [http.Server] that is safe as configured and stops without
+// losing a request. Like an http.Server it does not serve again after Shutdown
+// or Close.
 //
-// An aborted response never looks whole. On HTTP/1.1 its last chunk is missing,
-// on HTTP/2 its stream is reset. HTTP/1.0, which nginx speaks to its upstreams
-// before version 1.29.7 unless it is told otherwise, ends a body by the end of
-// the connection, so the Server resets the connection. A Unix socket has no
-// reset, nor does [Server.Close] send one: there, HTTP/1.0 cannot tell.
+// An aborted response never looks whole: on HTTP/1.1 its last chunk is missing,
+// on HTTP/2 its stream is reset, and on HTTP/1.0, which nginx before 1.29.7
+// speaks to upstreams by default, the connection is reset. Over a Unix socket,
+// which has no reset, and after [Server.Close], which sends none, HTTP/1.0
+// clients cannot tell.
 type Server struct {
 	http    *http.Server
 	address string
@@ -351,10 +324,8 @@ type draining struct {
 
 func (d *draining) isDraining() bool { return d.drain.Err() != nil }
 
-// New returns a Server for cfg, which it copies, and applies cfg.Database. The
-// error names every faulty field: a missing Handler, an Address without a
-// port, a MinTLSVersion below 1.2, files that do not exist or do not match, a
-// TLSConfig without a certificate, and so on. New opens no port.
+// New returns a Server and opens no port. Certificate files that do not load
+// are an error.
 func New(cfg *Config) (*Server, error) {
 	c, err := cfg.withDefaults()
 	errs := []error{err}
@@ -444,18 +415,17 @@ func (s *Server) checkMade() {
 	}
 }
 
-// HTTPServer returns the http.Server inside, for the fields that Config does
-// not name. Set them before serving. A ConnState, BaseContext or
-// Handler set there is called by the Server's own, not replaced; an ErrorLog
-// set there replaces the one that writes to Config.Logger. To stop, use the
-// methods of Server: those of the http.Server know nothing of draining.
+// HTTPServer returns the http.Server inside, for fields that Config lacks. Set
+// them before serving. The Server also calls a ConnState, BaseContext or
+// Handler set there; an ErrorLog replaces its own. Stop with the Server's
+// methods: the others do not drain.
 func (s *Server) HTTPServer() *http.Server {
 	s.checkMade()
 	return s.http
 }
 
-// Addr returns the address of the first listener, with the real port where
-// ":0" was asked for, and nil until the server listens.
+// Addr returns the address of the first listener, with its real port, or nil
+// until the server listens.
 func (s *Server) Addr() net.Addr {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -463,7 +433,7 @@ func (s *Server) Addr() net.Addr {
 }
 
 // ListenAndServe listens on Config.Address over TCP and calls [Server.Serve].
-// The error of a port that is taken names the address.
+// Its error names an address that is taken.
 func (s *Server) ListenAndServe() error {
 	s.checkMade()
 	l, err := net.Listen("tcp", s.address)
@@ -473,11 +443,11 @@ func (s *Server) ListenAndServe() error {
 	return s.Serve(l)
 }
 
-// Serve accepts connections on l, over TLS if the server has a certificate,
-// until the server is shut down or closed. It then returns nil, never
-// [http.ErrServerClosed], and not before the shutdown is done: a main that
-// returns after Serve aborts nothing (golang/go#19579). Any other end is
-// an error. Serve closes l. It may be called for several listeners at once.
+// Serve accepts connections on l, over TLS if the server has a certificate.
+// When a shutdown or Close is done it returns nil, never
+// [http.ErrServerClosed]: a main that then returns aborts nothing
+// (golang/go#19579). Any other end is an error. Serve closes l. Several
+// listeners may be served at once.
 func (s *Server) Serve(l net.Listener) error {
 	s.checkMade()
 	s.prepare.Do(s.install)
@@ -589,10 +559,10 @@ func (s *Server) notify() {
 	}
 }
 
-// Drain tells clients to leave: the channel of [Draining] closes, [Health]
-// responds with 503, and responses carry Connection: close, which on HTTP/2
-// becomes a GOAWAY. Connections are still accepted and requests still served,
-// until Shutdown or Close. Calling it again does nothing.
+// Drain starts to drain: the channel of [Draining] closes, [Health] responds
+// with 503, and responses carry Connection: close (on HTTP/2 a GOAWAY).
+// Connections and requests are accepted until Shutdown or Close. A second call
+// does nothing.
 func (s *Server) Drain() {
 	s.checkMade()
 	if !s.isDraining() {
@@ -601,27 +571,24 @@ func (s *Server) Drain() {
 	}
 }
 
-// Draining returns a channel that is closed when the server begins to drain, for
-// what has to know of it outside of a request: a service manager, a registry, a
-// consumer of a queue. A handler has the function [Draining].
+// Draining returns a channel that is closed when the server starts to drain,
+// for code outside of requests. Handlers use the function [Draining].
 func (s *Server) Draining() <-chan struct{} {
 	s.checkMade()
 	return s.drain.Done()
 }
 
-// Shutdown drains, stops to accept, waits until every handler has returned and
-// its response is sent, and returns nil. If ctx ends first, Shutdown cancels the
-// contexts of the requests that are left, with a cause, and closes their
-// connections; the error says how many and wraps [context.Cause] of ctx. It waits
-// for handlers that a [Timeout] has left behind too, and for those that have
-// hijacked their connection, which it leaves alone. A handler must not call
-// Shutdown and wait: it would be for itself.
+// Shutdown drains, stops accepting, waits until every handler has returned and
+// its response is sent, and returns nil. If ctx ends first, it cancels the
+// contexts of the remaining requests, with a cause, and closes their
+// connections; the error counts them and wraps the [context.Cause] of ctx. It
+// also waits for handlers that a [Timeout] has abandoned or that have hijacked
+// their connection, which stays open. A handler must not wait for Shutdown.
 //
-// Shutdown has no delay and runs no hooks: that is [GracefulShutdown], which a
-// service behind a load balancer wants. Shutdown may be called before Serve,
-// together with Close, and more than once. Each call returns when the server
-// has stopped, with the same result; the first context that ends is the one that
-// counts.
+// [GracefulShutdown] adds a delay, for load balancers, and hooks. Shutdown may
+// be called before Serve, together with Close, and again. Each call returns
+// when the server has stopped, with the same result. The first context that
+// ends counts.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.checkMade()
 	return s.shutdown(ctx).err()
@@ -812,10 +779,10 @@ func (s *Server) cancelRequests(cause error) {
 	}
 }
 
-// Close cancels the requests that run and closes all listeners and
-// connections at once, but for the hijacked ones. It returns the error of
-// closing the listeners. During a Shutdown it ends that one's time, and returns
-// when the server has stopped. More than once is harmless.
+// Close cancels all requests and closes listeners and connections at once,
+// except hijacked ones. It returns the error of closing the listeners. During a
+// Shutdown it ends the wait and returns when the server has stopped. Later
+// calls return nil.
 func (s *Server) Close() error {
 	s.checkMade()
 	if cancelFirst := s.claimShutdown(func(error) {}); cancelFirst != nil {
@@ -1033,10 +1000,9 @@ func serverFrom(ctx context.Context) *Server {
 	return s
 }
 
-// Draining returns a channel that is closed when the server of the request
-// with this context begins to drain. A handler that lasts, a stream or a long
-// poll, ends when it closes. Outside a conduit [Server] it is nil, which
-// blocks for ever.
+// Draining returns a channel that is closed when the server of the request with
+// this context starts to drain. Streams, long polls and other handlers that
+// last should then end. Outside a conduit [Server] it is nil.
 func Draining(ctx context.Context) <-chan struct{} {
 	return drainContext(ctx).Done()
 }
@@ -1051,9 +1017,9 @@ func drainContext(ctx context.Context) context.Context {
 	return context.Background()
 }
 
-// Logger returns the logger of the server of the request with this context, or
-// [slog.Default] outside a conduit [Server]. Behind [RequestID] it has the
-// attribute request_id.
+// Logger returns the logger that all parts use for the request with this
+// context: Config.Logger, or [slog.Default] outside a conduit [Server]. Behind
+// [RequestID] it has the attribute request_id.
 func Logger(ctx context.Context) *slog.Logger {
 	logger := slog.Default()
 	if s := serverFrom(ctx); s != nil {
@@ -1069,19 +1035,17 @@ func Logger(ctx context.Context) *slog.Logger {
 const healthTimeout = 5 * time.Second
 
 // Health returns a handler for load balancers and orchestrators. It responds
-// with 200 {"status":"ok"} if every check returns nil, 503 {"status":"failing"}
-// if one does not, and 503 {"status":"draining"} without asking them once the
-// server drains. Responses are not to be stored. Other methods than GET and HEAD
-// get 405.
+// with 200 {"status":"ok"} if every check returns nil, else 503
+// {"status":"failing"}. Once the server drains it responds with 503
+// {"status":"draining"} and runs no check. Responses have Cache-Control:
+// no-store. Methods other than GET and HEAD get 405.
 //
-// Checks run one after the other and have 5 seconds together; requests that come
-// meanwhile share their result. One that panics or that does not return in time
-// has failed. Until that one returns every request gets a 503 at once, and none
-// runs it again. The error goes to the log and never to the client.
-//
-// A check is any func(context.Context) error, such as [DatabaseHealth]'s. Its
-// context has the values of the request that it runs for, and ends after the 5
-// seconds. Health panics if a check is nil.
+// Checks run one after the other, within 5 seconds together; requests that come
+// meanwhile share the result. The context ends with the 5 seconds and has the
+// values of the request that started the checks. A check fails if it returns an
+// error, panics or is late. Until a late one returns, requests get 503 at once
+// and no check runs. Errors are logged, never sent. Health panics if a check is
+// nil.
 func Health(checks ...func(context.Context) error) http.Handler {
 	for i, check := range checks {
 		if check == nil {
@@ -1206,16 +1170,16 @@ func requireGetOrHead(w http.ResponseWriter, r *http.Request) bool {
 	return false
 }
 
-// Middleware wraps a handler in another one: what a chain is made of.
+// Middleware wraps a handler in another one.
 type Middleware = func(http.Handler) http.Handler
 
-// Chain composes middleware into one: the first is the outermost, the one that
-// sees a request first. It panics if one is nil or returns nil.
+// Chain composes middleware into one, the first outermost. It panics if one is
+// nil or returns nil.
 //
 // The usual order is [RequestID], [Recovery], [Logging], [Timeout],
-// [Compression]: the log line then has the id, its status is the one that
-// Recovery sends for a panic, and what Compression still holds back when the
-// time is up does not count as a response that has begun.
+// [Compression]: the log line then has the id and the status that Recovery
+// sends for a panic, and a timeout can replace a response that Compression
+// holds back.
 func Chain(mw ...Middleware) Middleware {
 	for i, m := range mw {
 		if m == nil {
@@ -1700,14 +1664,12 @@ func patternOf(h http.Handler, r *http.Request) string {
 // requestIDField is the canonical name of the field that carries the id.
 const requestIDField = "X-Request-Id"
 
-// RequestID gives each request an id, for logs and for people who report a
-// fault. It is the incoming X-Request-ID, if there is one only and that is 1 to
-// 128 characters of A-Z a-z 0-9 . _ -, and otherwise 26 random characters with at
-// least 128 bits of entropy. The response carries it in X-Request-ID.
-// [RequestIDFrom] and [Logger] find it in the context.
+// RequestID gives each request an id for logs and problem reports. It keeps the
+// incoming X-Request-ID if there is just one, of 1 to 128 characters A-Z a-z
+// 0-9 . _ -. Otherwise it makes 26 random characters with at least 128 bits of
+// entropy. The response carries it in X-Request-ID. See [RequestIDFrom].
 //
-// Clients choose the incoming id, so it proves nothing. If they are not to
-// choose, let the proxy in front set the field.
+// Clients choose the incoming id, so it proves nothing unless a proxy sets it.
 func RequestID() Middleware {
 	return func(next http.Handler) http.Handler {
 		checkHandler("RequestID", next)
@@ -1753,7 +1715,7 @@ func isRequestID(id string) bool {
 }
 
 // RequestIDFrom returns the id that [RequestID] gave the request with this
-// context, and "" without one.
+// context, or "".
 func RequestIDFrom(ctx context.Context) string {
 	if x, ok := ctx.Value(responseWriterKey{}).(*responseWriter); ok {
 		return x.id[0]
@@ -1761,12 +1723,11 @@ func RequestIDFrom(ctx context.Context) string {
 	return ""
 }
 
-// Recovery turns a panic of the handler into a 500 and a line in the log with
-// the panic's value and stack, neither of which the client sees. A response that
-// has started is aborted instead, with [http.ErrAbortHandler], so that no client
-// takes half a body for a whole one. ErrAbortHandler itself passes through
-// unlogged. A handler that ends its goroutine ([runtime.Goexit]) gets a 500 as
-// well.
+// Recovery turns a panic of the handler into a 500, and logs its value and
+// stack, which the client never sees. A response that has started is aborted
+// instead, by [http.ErrAbortHandler]. A handler's own ErrAbortHandler passes
+// unlogged. A handler that ends its goroutine ([runtime.Goexit]) gets a 500
+// too.
 func Recovery() Middleware {
 	return func(next http.Handler) http.Handler {
 		checkHandler("Recovery", next)
@@ -1877,38 +1838,38 @@ func wrapPanic(value any) any {
 
 // LoggingConfig configures [LoggingWith].
 type LoggingConfig struct {
-	// Skip, when set, reports which requests not to log, such as health
-	// checks.
+	// Skip, if set, reports which requests not to log.
 	Skip func(*http.Request) bool
 
-	// Attrs, when set, returns attributes to add to a request's line. It is
-	// called after the handler has returned, with the pattern in place. A
-	// handler that a [Timeout] has left behind may still be using the request's
-	// URL and Header.
+	// Attrs, if set, returns more attributes. It is called after the handler, when
+	// Pattern is set. A handler that a [Timeout] has abandoned may still use the
+	// request's URL and Header.
 	Attrs func(*http.Request) []slog.Attr
 }
 
 // Logging logs a line for each request when it ends. See [LoggingWith].
 func Logging() Middleware { return LoggingWith(nil) }
 
-// LoggingWith logs a line for each request when it ends: the message request,
-// at level error for a status from 500 on and at level info below, with the
-// attributes method, path (without the query, which may hold secrets), pattern
-// (the route, as the router has set it on the request), status, bytes (of the
-// body, before any compression outside of it), duration, remote and, behind
-// [RequestID], request_id. The status of a hijacked connection is 101.
+// LoggingWith logs a line for each request when it ends, with the message
+// request, at level error from status 500 on and info below. The attributes are
+// method, path (without the query, which may hold secrets), pattern (the route,
+// from the router), status (101 for a hijacked connection), bytes (of the body,
+// before any [Compression] outside), duration, remote and, behind [RequestID],
+// request_id.
 //
-// aborted=true says that the client cannot have the whole response: its handler
-// panicked, a Timeout or a stream aborted it, it has fewer bytes than its
-// Content-Length, or its handler returned when the request's context had ended,
-// because the client had left or a shutdown was out of time, or when the write
-// deadline had passed. Its status is 0 if nothing was written. A response of
-// known length that was written and flushed before is whole.
+// The attribute aborted=true says that the client cannot have the whole
+// response:
 //
-// It belongs outside [Timeout]: inside, it sees the handler's end and not the
-// response that the client got.
+//   - its handler panicked, or a Timeout or a stream aborted it;
+//   - it has fewer bytes than its Content-Length;
+//   - its handler returned after the write deadline, or after the client
+//     disconnected or a shutdown was out of time. A response of known length
+//     that was flushed before is whole.
 //
-// A nil cfg logs every request.
+// Its status is 0 if nothing was written.
+//
+// Inside [Timeout], Logging sees the handler's end and not the client's
+// response.
 func LoggingWith(cfg *LoggingConfig) Middleware {
 	var c LoggingConfig
 	if cfg != nil {
@@ -1989,52 +1950,44 @@ func (c *LoggingConfig) log(x *responseWriter, r *http.Request, path string, sta
 
 // CompressionConfig configures [CompressionWith].
 type CompressionConfig struct {
-	// Level is that of the gzip that is built in, from 1, the fastest, to 9; 4 by
-	// default. Text is up to 5 percent larger at level 4 than at gzip's own
-	// default, 6, in a third to two thirds of the time.
+	// Level is the built-in gzip's, 1 (fastest) to 9. Default: 4. Text is up to 5
+	// percent larger than at gzip's default, 6, in a third to two thirds of the
+	// time.
 	Level int
 
-	// MinSize is how many bytes a body must have to be compressed, 1024 by
-	// default, negative for no minimum. That many are held back while the length
-	// of the body is unknown.
+	// MinSize is the least number of bytes to compress. Default: 1024.
 	MinSize int
 
 	// Types are the media types to compress, as patterns for [path.Match]:
-	// "text/*", "*/*+json". The default is a table of text, JSON, XML,
-	// JavaScript, WebAssembly, SVG, fonts that are not compressed by
-	// themselves, and the like. Event streams are never compressed.
+	// "text/*", "*/*+json". Default: text, JSON, XML, JavaScript, WebAssembly,
+	// SVG, uncompressed fonts and the like.
 	Types []string
 
-	// Encoders are content codings beside gzip. A client gets the one that it
-	// prefers, and of several that it likes alike the first here, gzip last. One
-	// named gzip takes the place of what is built in.
+	// Encoders are content codings beside gzip. Of those that a client likes alike
+	// it gets the first, gzip last. One named gzip replaces the built-in one.
 	Encoders []Encoder
 }
 
-// Encoder is a content coding for [CompressionConfig], made by a library of the
-// user's choice.
+// Encoder is a content coding from another library.
 //
-// Browsers decode no zstd with a window above 8 MB ([RFC 9659]). That is the
-// default of klauspost's zstd.NewWriter; its WithWindowSize sets less, and its
-// WithEncoderConcurrency(1) spares goroutines. A writer is needed for each
-// response that is being compressed. It takes memory: Go's gzip 0.8 MB,
-// klauspost's 1 MB, its zstd 18 MB, or 3 MB with a window of 1 MB, and
-// andybalholm's brotli 9 MB.
+// Browsers decode zstd with a window of up to 8 MB ([RFC 9659]), the default of
+// klauspost's zstd.NewWriter. Its WithWindowSize sets less, and
+// WithEncoderConcurrency(1) spares goroutines. Each response takes a writer
+// while it is compressed: 0.8 MB for Go's gzip, 1 MB for klauspost's, 18 MB for
+// its zstd (3 MB with a window of 1 MB), 9 MB for andybalholm's brotli.
 //
 // [RFC 9659]: https://www.rfc-editor.org/rfc/rfc9659
 type Encoder struct {
 	// Coding is its name in Accept-Encoding, in lower case: "zstd", "br".
 	Coding string
 
-	// New returns a writer, which is used for one response after the other. Any
-	// goroutine may call it.
+	// New returns a writer, used for many responses. Any goroutine may call it.
 	New func() EncodingWriter
 }
 
-// EncodingWriter compresses one body after the other. Reset begins one, Flush
-// lets everything out that was written, Close ends it. The writers of
-// compress/gzip are EncodingWriters, and so are those of klauspost's gzip and
-// zstd and of andybalholm's brotli.
+// EncodingWriter compresses one body after the other: Reset starts one, Flush
+// sends what was written, Close ends it. The writers of compress/gzip,
+// klauspost's gzip and zstd and andybalholm's brotli are EncodingWriters.
 type EncodingWriter interface {
 	io.WriteCloser
 	Flush() error
@@ -2106,51 +2059,42 @@ func (c *CompressionConfig) compresses(contentType string) bool {
 	})
 }
 
-// Compression compresses text from 1 KiB on with gzip for clients that accept
-// it. See [CompressionWith].
+// Compression compresses text from 1 KiB on with gzip. See [CompressionWith].
 func Compression() Middleware { return CompressionWith(nil) }
 
 // CompressionWith compresses responses with the content coding that the client
-// prefers ([RFC 9110, Section 12.5.3]), if the media type is one that shrinks and
-// the body has a minimal size. Text shrinks by 60 to 80 percent.
+// prefers ([RFC 9110, Section 12.5.3]), if their media type is one of Types and
+// their body has MinSize bytes. Text shrinks by 60 to 80 percent.
 //
-// The first bytes of a body are held back until that is decided: at MinSize, when
-// the handler returns, or at once if it flushes, declares a Trailer or has set a
-// Content-Length. A handler that flushes has its body compressed however small it
-// is, unless it has set a Content-Length below MinSize, and each flush reaches the
-// client. What is not flushed may wait until the handler returns. A Content-Type
-// that the handler has not set is detected from the first 512 bytes, as net/http
-// does; a response that is flushed before it has any is not compressed. A field
-// that is set after WriteHeader or the first Write, while the body is held back,
-// may still reach the client, except Content-Length and Content-Encoding.
+// The first bytes are held back until that is decided: at MinSize, when the
+// handler returns, or at once if it flushes, declares a Trailer or has set a
+// Content-Length. A flushed body is compressed whatever its size, unless its
+// Content-Length is below MinSize. Flushes reach the client; other bytes may
+// wait until the handler returns. A missing Content-Type is detected from the
+// first 512 bytes, as in net/http; flushed before its first byte, such a
+// response is not compressed. Fields set while the body is held back may reach
+// the client, except Content-Length and Content-Encoding.
 //
-// These stay as they are: responses without a body, parts (206), event streams,
-// bodies that have a Content-Encoding already or a digest of their bytes, and
-// responses with Cache-Control: no-transform. A handler opts out by
-// Content-Encoding: identity, which is removed. Sendfile sends what stays as it
-// is, except the first 4 KiB if the handler has not called WriteHeader before.
+// Never compressed are responses without a body, parts (206), event streams,
+// bodies with a Content-Encoding or a digest of their bytes, and responses with
+// Cache-Control: no-transform. A handler opts out with Content-Encoding:
+// identity, which is removed. Sendfile sends these, except the first 4 KiB if
+// the handler has not called WriteHeader.
 //
-// A response that could have been compressed has Vary: Accept-Encoding, whether it
-// was or not. A compressed one has neither the handler's Content-Length nor
-// Accept-Ranges, and a strong ETag becomes weak; so does that of a 304 to a client
-// with the weak one. If-Match with a weak tag never matches (RFC 9110, Section
-// 13.1.1): a client that edits a resource must ask for it without compression.
-// HEAD gets the header of GET if the handler sets Content-Type and Content-Length
-// or writes the body. Dates cannot be weakened: a client that resumes a compressed
-// response by If-Range with its Last-Modified, where there is no ETag, gets bytes
-// that do not fit.
+// A response that could be compressed has Vary: Accept-Encoding. A compressed
+// one loses Content-Length and Accept-Ranges, and a strong ETag becomes weak,
+// as in a 304 to a client that has the weak one. If-Match never matches a weak
+// tag (RFC 9110, Section 13.1.1): a client that edits a resource must fetch it
+// uncompressed. HEAD gets the header of GET if the handler sets Content-Type
+// and Content-Length or writes the body. Dates cannot be weakened: without an
+// ETag, resuming a compressed response by If-Range with Last-Modified gets
+// bytes that do not fit.
 //
-// A response whose handler panics, or writes less than the Content-Length it has
-// set, is aborted, so that no client takes a part for the whole.
+// A response is aborted if its handler panics or writes less than its
+// Content-Length.
 //
-// The size of a compressed response tells something of its content. Do not
-// compress one that holds a secret beside text which a stranger can choose
-// (BREACH).
-//
-// Compression belongs inside [Logging], which then counts the bytes that were
-// sent, and best inside [Timeout] too. CompressionWith panics, naming the field,
-// on a Level that gzip does not have, a malformed pattern in Types and a faulty
-// Encoder. A nil cfg is all defaults.
+// Do not compress a secret beside text that a stranger can choose: the size
+// reveals it (BREACH).
 //
 // [RFC 9110, Section 12.5.3]: https://www.rfc-editor.org/rfc/rfc9110#section-12.5.3
 func CompressionWith(cfg *CompressionConfig) Middleware {

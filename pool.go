@@ -11,49 +11,36 @@ import (
 	"time"
 )
 
-// DatabaseConfig bounds a [sql.DB]'s pool of connections, which database/sql
-// leaves unlimited: a burst of requests then opens as many connections as
-// there are requests, until the database refuses them.
-//
-// A zero field means the default, a negative one none (no connection is kept
-// idle, no limit is set). Config.Database applies it when the server is made,
-// [DatabaseConfig.Apply] at any other time. A DatabaseConfig may be copied,
-// and changing it after it was applied changes nothing.
+// DatabaseConfig bounds a [sql.DB]'s pool of connections. Without bounds, a
+// burst of requests opens one each, until the database refuses.
 type DatabaseConfig struct {
-	// DB is the pool to bound. Required.
+	// DB is required.
 	DB *sql.DB
 
-	// MaxOpenConns is the most connections open at once, 100 by default. Who
-	// needs one more waits. Each process has a pool of its own, and a
-	// database bounds them together: 100 is all that a Postgres accepts unless
-	// it is told otherwise. Negative: no limit.
+	// MaxOpenConns is the most connections open at once; others wait. Default:
+	// 100. Negative: no limit. Each process has its own pool, and the database
+	// limits them together: Postgres to 100 by default.
 	MaxOpenConns int
 
-	// MaxIdleConns is the most connections kept open while nobody uses them:
-	// 10 by default, or MaxOpenConns if that is less, also where the 10 is
-	// [DefaultDatabaseConfig]'s. Any other number above MaxOpenConns is an
-	// error. Negative: none.
+	// MaxIdleConns is the most connections kept open while unused. Default: 10,
+	// which means MaxOpenConns if that is less. Any other number above
+	// MaxOpenConns is an error. Negative: none.
 	//
-	// Load that comes in bursts wants it near MaxOpenConns: every connection
-	// beyond it is closed as soon as it is given back and dialled again in
-	// the next burst. 60 workers that pause between queries dialled 6,493
-	// times with 10 idle where 100 idle needed 60 dials.
-	// [sql.DBStats].MaxIdleClosed grows when that happens.
+	// For load in bursts, set it near MaxOpenConns: a connection beyond it closes
+	// when given back, and the next burst dials again. 60 workers that pause
+	// between queries dialled 6,493 times with 10, 60 times with 100.
+	// [sql.DBStats].MaxIdleClosed counts these closings.
 	MaxIdleConns int
 
-	// ConnMaxLifetime is how long a connection is used before it is replaced,
-	// 1 hour by default, so that the pool follows a failover or a changed
-	// address. Negative: for ever.
+	// ConnMaxLifetime is how long a connection is used, so that the pool follows a
+	// failover or a changed address. Default: 1 hour.
 	ConnMaxLifetime time.Duration
 
-	// ConnMaxIdleTime is how long a connection may be idle before it is
-	// closed, 10 minutes by default. Negative: for ever.
+	// ConnMaxIdleTime is how long a connection may be idle. Default: 10 minutes.
 	ConnMaxIdleTime time.Duration
 }
 
-// DefaultDatabaseConfig returns the defaults for db, spelled out: at most 100
-// connections open and 10 idle, replaced after an hour, closed after ten idle
-// minutes.
+// DefaultDatabaseConfig returns the defaults of [DatabaseConfig] for db.
 func DefaultDatabaseConfig(db *sql.DB) *DatabaseConfig {
 	return &DatabaseConfig{
 		DB:              db,
@@ -98,11 +85,10 @@ func (c *DatabaseConfig) withDefaults(prefix string) (DatabaseConfig, error) {
 	return d, errors.Join(errs...)
 }
 
-// Apply sets the bounds on c.DB. It may be called at any time and from any
-// goroutine: of the connections over a new bound those that are idle are closed
-// at once, and those in use as they are given back. If a field is faulty, it
-// changes nothing and returns an error that names each: a DB that is nil, a
-// MaxIdleConns above MaxOpenConns, a time below a millisecond.
+// Apply sets the bounds on c.DB, at any time. Idle connections beyond a new
+// bound close at once, those in use when they are given back. If a field is
+// invalid (a time below a millisecond is), Apply changes nothing and returns an
+// error.
 func (c *DatabaseConfig) Apply() error {
 	d, err := c.withDefaults("")
 	if err != nil {
@@ -117,20 +103,18 @@ func (c *DatabaseConfig) Apply() error {
 	return nil
 }
 
-// Warm opens connections side by side until n are open at the same time, and
-// gives them back, so that the first n requests find one each and need not
-// wait while it is dialled, authenticated and encrypted. Connections that are
-// idle already count. Call it once, before traffic comes: it waits for those
-// that others have taken, and two calls at once may wait for each other.
+// Warm opens connections side by side until n are open at once, and gives them
+// back, so that the first n requests need not dial. Idle connections count.
+// Call it once, before traffic comes: it waits for connections in use, and two
+// calls at once may wait for each other.
 //
-// It applies the bounds first, as [DatabaseConfig.Apply] does: what may not
-// stay idle would be closed again at once. n is at most MaxIdleConns for the
-// same reason; more, or less than none, is an error that names n and changes
-// nothing. ConnMaxIdleTime later closes those that nobody needed.
+// It first applies the bounds, as [DatabaseConfig.Apply] does. An n below zero
+// or above MaxIdleConns, beyond which connections close at once, is an error
+// that names n and changes nothing.
 //
-// It returns the first error of a connection that could not be opened, which
-// wraps the driver's, or that of ctx if it ends before all are open and the
-// driver heeds it. No other is begun then; those that are open stay in the pool.
+// If a connection cannot be opened, or ctx ends and the driver heeds it, Warm
+// opens no more and returns the first error, which wraps the driver's or ctx's.
+// Open connections stay in the pool.
 func (c *DatabaseConfig) Warm(ctx context.Context, n int) error {
 	d, err := c.withDefaults("")
 	if err != nil {
@@ -179,8 +163,8 @@ func (c *DatabaseConfig) Warm(ctx context.Context, n int) error {
 	return nil
 }
 
-// ErrPoolSaturated is what the error of [DatabaseHealth] wraps when every
-// connection that the pool may open is in use and none becomes free.
+// ErrPoolSaturated is wrapped by the error of [DatabaseHealth] when all
+// connections that the pool may open stay in use.
 var ErrPoolSaturated = errors.New("every connection of the pool is in use")
 
 // saturationWait is how long DatabaseHealth waits for a connection of a pool
@@ -188,27 +172,20 @@ var ErrPoolSaturated = errors.New("every connection of the pool is in use")
 // probe of an orchestrator, which waits a second, still gets the answer.
 const saturationWait = 250 * time.Millisecond
 
-// DatabaseHealth returns a check for [Health] that asks the database of db for
-// a sign of life, within the time of its context. It differs from
-// db.PingContext in two ways.
+// DatabaseHealth returns a check for [Health] that pings db within the time of
+// its context. It differs from db.PingContext:
 //
-// A pool whose MaxOpenConns are all in use makes PingContext wait until its
-// context ends, as if the database were down. The check waits 250 milliseconds
-// for a connection, or half of what its context has left if that is less; its
-// error then wraps [ErrPoolSaturated]. The database may be well: a service
-// that would rather stay in rotation can tell by errors.Is.
+//   - If all MaxOpenConns are in use, PingContext waits until its context ends.
+//     The check waits 250 milliseconds, or half of that time if it is less. Its
+//     error then wraps [ErrPoolSaturated]. The database may be well, or no
+//     longer respond to those in use. A service that would rather stay in
+//     rotation can test the error.
+//   - If the driver has no [driver.Pinger], PingContext takes a dead connection
+//     for a live one. The check sends SELECT 1.
+//   - After a restart of the database idle connections are dead. The check
+//     closes them until one responds or a new one is made.
 //
-// With a driver that has no [driver.Pinger], PingContext only looks whether
-// there is a connection, and a dead one is as good as another. The check sends
-// SELECT 1.
-//
-// After the database was restarted every idle connection is dead. The check goes
-// past them: one after the other is closed, until one answers or a new one is
-// made.
-//
-// A pool that is full because all of its connections wait for a database that
-// no longer answers is saturated as well: nobody gets to ask. The check may be
-// called from any goroutine. DatabaseHealth panics if db is nil.
+// DatabaseHealth panics if db is nil.
 func DatabaseHealth(db *sql.DB) func(context.Context) error {
 	if db == nil {
 		panic("conduit: DatabaseHealth: DB: is required")

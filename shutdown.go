@@ -18,37 +18,30 @@ import (
 	"time"
 )
 
-// ShutdownConfig configures [NewGracefulShutdown]. A zero field means the
-// default that its comment gives, a negative duration none.
-//
-// HookTimeout and Delay that are zero are at most a quarter of Timeout each. So
-// are those that [DefaultShutdownConfig] has set if they would leave no time
-// otherwise: with it, too, a shorter Timeout is the only field to change.
+// ShutdownConfig configures [NewGracefulShutdown]. HookTimeout and Delay, if
+// zero, are at most a quarter of Timeout each. So are those of
+// [DefaultShutdownConfig] if they would leave no time to drain.
 type ShutdownConfig struct {
-	// Timeout bounds a whole shutdown: delay, drain and hooks. 30 seconds by
-	// default. The service manager must wait longer before it kills the process:
-	// Kubernetes waits 30 seconds unless it is told otherwise. Negative: requests
-	// may take as long as they like.
+	// Timeout bounds a whole shutdown: delay, drain and hooks. Default: 30
+	// seconds. The service manager must wait longer before it kills the process;
+	// Kubernetes waits 30 seconds by default.
 	Timeout time.Duration
 
-	// HookTimeout is the part of Timeout that is kept for the hooks, 5 seconds
-	// by default, so that a stuck client cannot take it. Negative: nothing is
-	// kept, and the hooks have what is left.
+	// HookTimeout is the part of Timeout that is kept for hooks. Default: 5
+	// seconds. Negative: they get what is left.
 	HookTimeout time.Duration
 
-	// Delay is how long to go on serving, draining, before the listener
-	// closes: the time for clients and proxies to learn of it and go
-	// elsewhere. 500 milliseconds by default. Behind a load balancer that
-	// polls [Health] it should be longer than two polls, 5 seconds as a rule.
+	// Delay is how long the server drains before the listener closes, so that
+	// clients go elsewhere. Default: 500 milliseconds. Behind a load balancer that
+	// polls [Health], use more than two polls, 5 seconds as a rule.
 	Delay time.Duration
 
-	// Signals are what [GracefulShutdown.Run] waits for: SIGINT and SIGTERM if
-	// it is nil, and none if it is empty.
+	// Signals are what [GracefulShutdown.Run] waits for. Default: SIGINT and
+	// SIGTERM. Empty but not nil: none.
 	Signals []os.Signal
 }
 
-// DefaultShutdownConfig returns the defaults: a Timeout of 30 seconds of which
-// 5 are kept for the hooks, a Delay of 500 milliseconds, SIGINT and SIGTERM.
+// DefaultShutdownConfig returns the defaults of [ShutdownConfig].
 func DefaultShutdownConfig() *ShutdownConfig {
 	return &ShutdownConfig{
 		Timeout:     30 * time.Second,
@@ -98,28 +91,24 @@ func (c *ShutdownConfig) withDefaults() (ShutdownConfig, error) {
 	return d, nil
 }
 
-// GracefulShutdown runs a [Server] until it is told to stop and then stops it
-// without losing a request. In order:
+// GracefulShutdown runs a [Server] until it is told to stop, and then stops it
+// without losing a request, in this order:
 //
-//  1. Health responds with 503, the channel of [Draining] closes. Connections
-//     are still accepted and requests served.
-//  2. For four fifths of Delay every response carries Connection: close, which is
-//     a GOAWAY on HTTP/2, so that clients and proxies leave.
-//  3. For the last fifth responses keep their connections again, so that nobody
-//     has a reason to dial.
-//  4. What is queued in the listener is accepted, then the listener closes.
-//  5. Responses carry Connection: close again for up to 250 ms, until no
+//  1. The channel of [Draining] closes and [Health] responds with 503.
+//     Connections and requests are still accepted.
+//  2. For four fifths of Delay responses carry Connection: close (on HTTP/2 a
+//     GOAWAY).
+//  3. For the last fifth they do not, so that nobody has a reason to dial.
+//  4. The listener closes once its queue is empty.
+//  5. Responses carry Connection: close again, for up to 250 ms, until no
 //     connection is left.
-//  6. Idle connections are closed, and requests that run are waited for. When
-//     the time is up, their contexts are cancelled and connections closed.
-//  7. The hooks run, last in first out.
+//  6. Idle connections close, and requests may end. When the time is up, their
+//     contexts are cancelled and their connections closed.
+//  7. The hooks run.
 //
-// A second signal aborts what is left and goes on with the hooks; a third ends
-// the process at once, with exit status 128 plus the number of the signal, as
-// a shell reports it. A line in the log, with the message shutdown, says at
-// the end what came of it.
-//
-// Its methods may be called from any goroutine.
+// A second signal aborts the drain and goes on with the hooks. A third ends the
+// process at once, with exit status 128 plus the signal's number. The log line
+// shutdown has the result.
 type GracefulShutdown struct {
 	server  *Server
 	config  ShutdownConfig
@@ -131,9 +120,8 @@ type GracefulShutdown struct {
 	hooks []func(context.Context) error
 }
 
-// NewGracefulShutdown returns a GracefulShutdown for srv. A nil cfg means all
-// defaults. It panics if srv is nil, or if the configuration leaves no time to
-// drain.
+// NewGracefulShutdown returns a GracefulShutdown for srv. It panics if srv is
+// nil or cfg leaves no time to drain.
 func NewGracefulShutdown(srv *Server, cfg *ShutdownConfig) *GracefulShutdown {
 	c, err := cfg.withDefaults()
 	if srv == nil {
@@ -155,21 +143,19 @@ func (g *GracefulShutdown) checkMade() {
 }
 
 // StartWithGracefulShutdown is [NewGracefulShutdown] and
-// [GracefulShutdown.Start] in one, for a service without hooks.
+// [GracefulShutdown.Start] in one, without hooks.
 func StartWithGracefulShutdown(srv *Server, cfg *ShutdownConfig) error {
 	return NewGracefulShutdown(srv, cfg).Start()
 }
 
-// RegisterHook adds a function to run when the server has stopped, or has
-// failed to start. The last one registered runs first, so that what was opened
-// last is closed first: register the closing of a database right after opening
-// it.
+// RegisterHook adds a function to run when the server has stopped or failed to
+// start. The last runs first: register the closing of a database right after
+// opening it.
 //
 // The hooks share HookTimeout: each one's context ends after an equal part of
-// what is left of it. A hook that fails, panics or goes on after that does
-// not keep the others from running; the error of Run names it and wraps its own.
-// A hook may register another, which runs next. RegisterHook panics if hook is
-// nil.
+// the time left. A hook that fails, panics or takes longer does not stop the
+// others; the error of Run names it and wraps its own. A hook may register
+// another, which runs next. RegisterHook panics if hook is nil.
 func (g *GracefulShutdown) RegisterHook(hook func(context.Context) error) {
 	g.checkMade()
 	if hook == nil {
@@ -180,21 +166,18 @@ func (g *GracefulShutdown) RegisterHook(hook func(context.Context) error) {
 	g.hooks = append(g.hooks, hook)
 }
 
-// Start listens on Config.Address, serves, waits for a signal and shuts down.
-// It is [GracefulShutdown.Run] without a context and a listener.
+// Start serves on Config.Address until a signal comes, and shuts down. It is
+// [GracefulShutdown.Run] without a context and a listener.
 func (g *GracefulShutdown) Start() error {
 	return g.Run(context.Background(), nil)
 }
 
 // Run serves on l, or on Config.Address if l is nil, until a signal comes, ctx
-// ends, Shutdown is called or the server stops for another reason. It shuts
-// down and returns nil after a clean end. The error joins everything that went
-// wrong: why the server could not serve, how many connections were aborted,
-// which hooks failed. It runs once; a second call returns an error. Run closes l,
-// also when it is refused.
-//
-// While it runs, its signals do not have the effect they have otherwise;
-// afterwards they have it again.
+// ends, Shutdown is called or the server stops. It shuts down and returns nil
+// after a clean end. The error joins all that went wrong: why the server could
+// not serve, how many connections were aborted, which hooks failed. Run always
+// closes l. A second call returns an error. While Run runs, its signals lose
+// their usual effect.
 func (g *GracefulShutdown) Run(ctx context.Context, l net.Listener) error {
 	g.checkMade()
 	if g.ran.Swap(true) {
@@ -288,7 +271,7 @@ func (g *GracefulShutdown) log(ctx context.Context, report shutdownReport, err e
 }
 
 // Shutdown makes Run shut down, as a signal does, and returns at once. It may
-// be called any number of times, also before Run; only signals escalate.
+// be called before Run, and any number of times: only signals escalate.
 func (g *GracefulShutdown) Shutdown() {
 	g.checkMade()
 	g.once.Do(func() { close(g.trigger) })

@@ -22,10 +22,9 @@ import (
 	"time"
 )
 
-// ErrTimeout is the cause ([context.Cause]) of a request's context that timed
-// out, and what a handler's writes return from then on. The context's Err is
-// [context.DeadlineExceeded]; ErrTimeout is that too, and
-// [http.ErrHandlerTimeout], for [errors.Is].
+// ErrTimeout is the cause ([context.Cause]) of a request's context and the
+// error of a handler's writes after a [Timeout]. For [errors.Is] it is also
+// [context.DeadlineExceeded] and [http.ErrHandlerTimeout].
 var ErrTimeout error = timeoutError{}
 
 type timeoutError struct{}
@@ -38,26 +37,23 @@ func (timeoutError) Is(target error) bool {
 
 // TimeoutConfig configures [TimeoutWith].
 type TimeoutConfig struct {
-	// Duration is how long a handler may take to start its response and to end
-	// it. Required, at least a millisecond.
+	// Duration bounds the start and end of a response. Required, at least 1 ms.
 	Duration time.Duration
 
-	// Status is the status of the response that is sent for a late handler, 503
-	// by default. It must be an error, 400 to 599.
+	// Status is sent for a late handler, 400 to 599. Default: 503.
 	Status int
 
-	// Message is the body of that response, the text of the status by default.
+	// Message is the body of that response. Default: the text of Status.
 	Message string
 
-	// ContentType is its media type: application/json by default if Message
-	// is valid JSON, or else text/plain; charset=utf-8.
+	// ContentType is its media type. Default: application/json if Message is valid
+	// JSON, else text/plain; charset=utf-8.
 	ContentType string
 
-	// Fast runs the handler on the goroutine that serves the connection. See
-	// [FastTimeout] for what that gains and costs.
+	// Fast makes it a [FastTimeout].
 	Fast bool
 
-	// Skip, when set, reports which requests not to limit.
+	// Skip, if set, reports which requests not to limit.
 	Skip func(*http.Request) bool
 }
 
@@ -83,20 +79,19 @@ func (c *TimeoutConfig) withDefaults() (TimeoutConfig, error) {
 	return d, errors.Join(errs...)
 }
 
-// Timeout responds with 503 for a handler that has not started its response after
-// d, and aborts the response of one that has not ended it. See [TimeoutWith]. It
-// panics if d is less than a millisecond.
+// Timeout responds with 503 for a handler that has not started its response
+// after d, and aborts a response that has not ended by then. See [TimeoutWith].
+// It panics if d is less than a millisecond.
 func Timeout(d time.Duration) Middleware {
 	return TimeoutWith(&TimeoutConfig{Duration: d})
 }
 
-// FastTimeout is [Timeout] without the goroutine that it starts for each
-// request, at less than half the cost. It responds at the same moment, but it
-// cannot leave a handler behind. On HTTP/1 a timeout closes the connection when
-// the handler returns, and a started response is aborted only then. On HTTP/2 the
-// response is delivered, but its stream ends when the handler returns, or a
-// second after the timeout with a reset, which clients take for an error. It suits
-// handlers that heed their context. It panics if d is less than a millisecond.
+// FastTimeout is [Timeout] without a goroutine per request, at less than half
+// the cost, for handlers that heed their context. It responds at the same
+// moment, but cannot abandon a handler. On HTTP/1 a timeout closes the
+// connection when the handler returns, and aborts a started response only then.
+// On HTTP/2 the response arrives, but its stream ends when the handler returns,
+// or a second after the timeout with a reset, which clients take for an error.
 func FastTimeout(d time.Duration) Middleware {
 	return TimeoutWith(&TimeoutConfig{Duration: d, Fast: true})
 }
@@ -105,37 +100,28 @@ func FastTimeout(d time.Duration) Middleware {
 //
 //   - the request's context is cancelled: its Err is
 //     [context.DeadlineExceeded], its cause [ErrTimeout];
-//   - a handler that has not started its response is responded for, with the
-//     status and the message of the configuration;
-//   - a response that has started is aborted, with [http.ErrAbortHandler], so that
-//     no client takes a part for the whole;
-//   - a handler that waits for the request's body is freed, and what it still
-//     writes is refused with ErrTimeout.
+//   - a response that has not started becomes Status and Message;
+//   - a response that has started is aborted, with [http.ErrAbortHandler];
+//   - a handler that waits for the request's body is freed, and its writes fail
+//     with ErrTimeout.
 //
-// Nothing is buffered: until then writes and flushes go straight through,
-// informational responses and sendfile too. If the server's WriteTimeout is sooner,
-// the connection's write deadline is moved to 5 seconds after the timeout, so that
-// its response is delivered. A client that is still sending its request then has
-// half a second to read it before an HTTP/1 connection is closed. Hijacking the
-// connection ends the timeout.
+// Nothing is buffered: writes, flushes, informational responses and sendfile go
+// straight through. If the server's WriteTimeout is sooner, the write deadline
+// moves to 5 seconds after the timeout. A client that is still sending its
+// request has half a second to read the timeout's response before an HTTP/1
+// connection closes. Hijacking ends the timeout.
 //
-// The handler runs on a goroutine of its own unless Fast is set. A panic there
-// is taken to the serving goroutine, with its value and stack, where [Recovery]
-// finds it; one that comes too late is logged. A handler that ignores its
-// context runs on until it returns, and a shutdown of the [Server] waits for it.
-// Inside a router that uses its context again, as chi and echo do, such a handler
-// would read the parameters of another request: put the Timeout around the
-// router, or use Fast.
+// The handler runs on a goroutine of its own unless Fast is set. Its panic
+// reaches the serving goroutine with value and stack, for [Recovery]; one after
+// the timeout is logged. A handler that ignores its context is abandoned: it
+// runs until it returns, and a shutdown of the [Server] waits for it. For chi
+// and echo, see the package comment.
 //
-// A context that a handler derives with a later deadline than the timeout's has
-// no timer of its own, as with any context. If its response is one that outlives
-// the timeout, such as a [Stream], that deadline never comes. To bound such a
-// response, have [time.AfterFunc] call the cancel function of
-// [context.WithCancelCause] with [context.DeadlineExceeded]: an end without a
-// cause is taken for a client that has left.
-//
-// TimeoutWith panics, naming each field, if cfg is nil, the Duration is less than
-// a millisecond or the Status is not an error.
+// A context that a handler derives with a later deadline has no timer of its
+// own. If the response outlives the timeout, as a [Stream] does, that deadline
+// never comes. Instead, have [time.AfterFunc] call the cancel function of
+// [context.WithCancelCause] with [context.DeadlineExceeded]: without a cause
+// the client counts as disconnected.
 func TimeoutWith(cfg *TimeoutConfig) Middleware {
 	c, err := cfg.withDefaults()
 	if err != nil {
