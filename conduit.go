@@ -156,6 +156,7 @@ func (c *Config) withDefaults() (Config, error) {
 	if c != nil {
 		d = *c
 	}
+
 	defaults := DefaultConfig(d.Handler)
 	d.Address = cmp.Or(d.Address, defaults.Address)
 	d.ReadTimeout = cmp.Or(d.ReadTimeout, defaults.ReadTimeout)
@@ -191,6 +192,7 @@ func (c *Config) withDefaults() (Config, error) {
 	case d.CertFile != "" && d.KeyFile == "":
 		errs.add("KeyFile: is required with CertFile")
 	}
+
 	if d.TLSConfig != nil {
 		d.checkTLS(&errs)
 	}
@@ -214,7 +216,7 @@ func checkAddress(address string) error {
 	return err
 }
 
-// checkTLS adds what is wrong with TLSConfig.
+// checkTLS adds the errors of TLSConfig.
 func (c *Config) checkTLS(errs *errorList) {
 	t := c.TLSConfig
 	if c.CertFile == "" && c.KeyFile == "" && len(t.Certificates) == 0 && t.GetCertificate == nil && t.GetConfigForClient == nil {
@@ -238,22 +240,22 @@ func (c *Config) checkTLS(errs *errorList) {
 	}
 }
 
-// errorList is what is wrong with a configuration, for [errors.Join].
+// errorList collects the errors of a configuration, for [errors.Join].
 type errorList []error
 
-// add adds one, which begins with the name of the field.
+// add adds an error whose text starts with the name of the field.
 func (f *errorList) add(format string, args ...any) {
 	*f = append(*f, fmt.Errorf("conduit: "+format, args...))
 }
 
-// addShort adds a duration that can only be a number without its unit.
+// addShort adds an error for a duration that must be a number without its unit.
 func (f *errorList) addShort(field string, d time.Duration) {
 	if 0 < d && d < time.Millisecond {
 		f.add("%s: %v: too short; is a unit such as time.Second missing?", field, d)
 	}
 }
 
-// isNil reports whether there is nothing that h could do but panic.
+// isNil reports whether h can do nothing but panic.
 func isNil(h http.Handler) bool {
 	switch h := h.(type) {
 	case nil:
@@ -266,7 +268,7 @@ func isNil(h http.Handler) bool {
 	return false
 }
 
-// checkHandler panics if a middleware was given no handler.
+// checkHandler panics if a middleware gets no handler.
 func checkHandler(middleware string, h http.Handler) {
 	if isNil(h) {
 		panic("conduit: " + middleware + ": the handler is nil")
@@ -295,30 +297,31 @@ type Server struct {
 	conns    atomic.Int64 // len(open)
 	newConns atomic.Int64 // how many of open are new
 
-	mu        sync.Mutex // guards what follows, and the fields of draining that say so
+	mu        sync.Mutex // guards the fields below, and those of draining that say so
 	addr      net.Addr
 	listeners map[*drainListener]struct{}
-	open      map[net.Conn]bool // true: new, no request has been read from it yet
+	open      map[net.Conn]bool // true: new, no request was read from it
 	cancels   []context.CancelCauseFunc
 
 	atEnd func() // set before serving; called once, before stopped is closed
 }
 
-// draining is the end of a Server. Drain begins it: context ends and sayClose is
-// set. The delay of a GracefulShutdown clears sayClose for its last fifth. Then
-// Shutdown stops to accept, sets sayClose again for those who are still there,
-// and waits for them. Last, it closes stopped.
+// draining is the state of a Server that ends. Drain starts it: the context
+// drain ends and sayClose is set. The delay of a GracefulShutdown clears
+// sayClose for its last fifth. Then Shutdown stops accepting, sets sayClose
+// again for the connections that remain, and waits for them. Last, it closes
+// stopped.
 type draining struct {
-	drain    context.Context // ends with Drain, so that streams can follow it without a goroutine
+	drain    context.Context // ends with Drain; streams follow it without a goroutine
 	endDrain context.CancelFunc
 	sayClose atomic.Bool   // responses carry Connection: close
-	changed  chan struct{} // wakes the one that waits for connections and requests to end
+	changed  chan struct{} // wakes wait
 	stopped  chan struct{} // closed when the server has stopped
 
 	drained        atomic.Int64 // requests that ended while draining
 	hijackedWaited atomic.Int64 // those of them that had hijacked
 
-	cancelShutdown context.CancelCauseFunc // ends the time of the one that runs; nil before Shutdown or Close; guarded by mu
+	cancelShutdown context.CancelCauseFunc // ends the time of the shutdown; nil before Shutdown or Close; guarded by mu
 	report         shutdownReport          // guarded by mu
 }
 
@@ -329,6 +332,7 @@ func (d *draining) isDraining() bool { return d.drain.Err() != nil }
 func New(cfg *Config) (*Server, error) {
 	c, err := cfg.withDefaults()
 	errs := []error{err}
+
 	var certs *certificateFiles
 	if c.CertFile != "" && c.KeyFile != "" {
 		certs, err = newCertificateFiles(c.CertFile, c.KeyFile, c.Logger)
@@ -351,6 +355,7 @@ func New(cfg *Config) (*Server, error) {
 	}
 	s.changed, s.stopped = make(chan struct{}, 1), make(chan struct{})
 	s.drain, s.endDrain = context.WithCancel(context.Background())
+
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
 	protocols.SetHTTP2(c.EnableHTTP2)
@@ -366,6 +371,7 @@ func New(cfg *Config) (*Server, error) {
 		Protocols:         protocols,
 		ErrorLog:          log.New(errorLog{c.Logger}, "", 0),
 	}
+
 	if certs != nil || c.TLSConfig != nil {
 		s.http.TLSConfig = c.completeTLS(c.TLSConfig, certs)
 	}
@@ -378,11 +384,13 @@ func (c *Config) completeTLS(base *tls.Config, certs *certificateFiles) *tls.Con
 	if base != nil {
 		t = base.Clone()
 	}
+
 	t.MinVersion = max(t.MinVersion, c.MinTLSVersion)
 	if certs != nil {
 		t.Certificates = nil
 		t.GetCertificate = certs.get
 	}
+
 	if get := t.GetConfigForClient; get != nil {
 		t.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 			forClient, err := get(hello)
@@ -390,15 +398,16 @@ func (c *Config) completeTLS(base *tls.Config, certs *certificateFiles) *tls.Con
 				return nil, err
 			}
 			forClient = c.completeTLS(forClient, certs)
-			if forClient.NextProtos == nil && c.EnableHTTP2 { // net/http sees to those of t alone
+			if forClient.NextProtos == nil && c.EnableHTTP2 { // net/http sets only those of t
 				forClient.NextProtos = []string{"h2", "http/1.1"}
 			}
 			return forClient, nil
 		}
 	}
+
 	if t.CipherSuites == nil {
-		// The suites in CBC mode are open to timing attacks (Lucky 13), which
-		// Go counters only in part. Every client since 2014 has a better one.
+		// Suites in CBC mode are open to timing attacks (Lucky 13), which Go
+		// prevents only in part. Every client since 2014 has a better one.
 		for _, suite := range tls.CipherSuites() {
 			if !strings.Contains(suite.Name, "_CBC_") {
 				t.CipherSuites = append(t.CipherSuites, suite.ID)
@@ -408,7 +417,7 @@ func (c *Config) completeTLS(base *tls.Config, certs *certificateFiles) *tls.Con
 	return t
 }
 
-// checkMade panics for a Server that New has not made.
+// checkMade panics if New has not made s.
 func (s *Server) checkMade() {
 	if s.http == nil {
 		panic("conduit: Server: was not made by New")
@@ -452,6 +461,7 @@ func (s *Server) Serve(l net.Listener) error {
 	s.checkMade()
 	s.prepare.Do(s.install)
 	dl := &drainListener{Listener: l, stopped: make(chan struct{})}
+
 	s.mu.Lock()
 	if s.cancelShutdown != nil {
 		s.mu.Unlock()
@@ -459,6 +469,7 @@ func (s *Server) Serve(l net.Listener) error {
 		<-s.stopped
 		return nil
 	}
+
 	s.listeners[dl] = struct{}{}
 	if s.addr == nil {
 		s.addr = l.Addr()
@@ -472,17 +483,19 @@ func (s *Server) Serve(l net.Listener) error {
 	} else {
 		err = s.http.Serve(dl)
 	}
-	dl.Close() // net/http leaves it open where it fails before it accepts
+	dl.Close() // net/http leaves it open if it fails before it accepts
+
 	s.mu.Lock()
 	delete(s.listeners, dl)
 	stopping := s.cancelShutdown != nil
 	s.mu.Unlock()
+
 	if stopping {
 		<-s.stopped
 		return nil
 	}
 	if errors.Is(err, http.ErrServerClosed) {
-		return nil // by HTTPServer's own methods
+		return nil // stopped by HTTPServer's own methods
 	}
 	return fmt.Errorf("conduit: Serve: %w", err)
 }
@@ -495,7 +508,7 @@ func (s *Server) install() {
 		hs.Handler = http.DefaultServeMux // as net/http takes it
 	}
 	hs.Handler = &serverHandler{server: s, next: hs.Handler, options: !hs.DisableGeneralOptionsHandler}
-	hs.DisableGeneralOptionsHandler = true // or a drain would not see it
+	hs.DisableGeneralOptionsHandler = true // or a drain would not see OPTIONS *
 
 	connState := hs.ConnState
 	hs.ConnState = func(c net.Conn, state http.ConnState) {
@@ -522,12 +535,11 @@ func (s *Server) install() {
 	}
 }
 
-// trackConn keeps the connections that are open, and tells apart those that
-// have not sent a request: http.Server.Shutdown waits more than five seconds
-// for them.
+// trackConn records the open connections, and which of them have sent no
+// request yet: http.Server.Shutdown waits more than five seconds for those.
 func (s *Server) trackConn(c net.Conn, state http.ConnState) {
 	if (state == http.StateActive || state == http.StateIdle) && s.newConns.Load() == 0 {
-		return // as for nearly every request
+		return // nearly always
 	}
 	s.mu.Lock()
 	switch state {
@@ -548,7 +560,7 @@ func (s *Server) trackConn(c net.Conn, state http.ConnState) {
 	s.notify()
 }
 
-// notify wakes the shutdown that waits for connections and requests to end.
+// notify wakes a shutdown that waits for connections and requests to end.
 func (s *Server) notify() {
 	if !s.isDraining() {
 		return
@@ -594,12 +606,12 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	return s.shutdown(ctx).err()
 }
 
-// shutdownReport is what came of a shutdown.
+// shutdownReport is the result of a shutdown.
 type shutdownReport struct {
 	drained        int64 // requests that ended while the server drained
 	hijackedWaited int64 // those of them that had hijacked their connection
-	aborted        int64 // connections that had to be closed
-	unfinished     int64 // requests whose handlers had not returned then
+	aborted        int64 // connections closed when the time was up
+	unfinished     int64 // requests whose handlers had not returned by then
 	hijackedLeft   int64 // those of them that had hijacked
 	accepting      time.Duration
 	lingering      time.Duration
@@ -614,7 +626,7 @@ func (r shutdownReport) err() error {
 	return fmt.Errorf("conduit: Shutdown: %d connections aborted, %d requests unfinished, %d of them hijacked: %w", r.aborted, r.unfinished, r.hijackedLeft, r.cause)
 }
 
-// errShutdown is the cause of contexts that a shutdown had to cancel.
+// errShutdown is the cause of the contexts that a shutdown cancels.
 var errShutdown = errors.New("conduit: Shutdown: out of time")
 
 func (s *Server) shutdown(ctx context.Context) shutdownReport {
@@ -638,6 +650,7 @@ func (s *Server) shutdown(ctx context.Context) shutdownReport {
 		*d = time.Since(start)
 		start = start.Add(*d)
 	}
+
 	s.Drain()
 	s.stopAccepting(ctx)
 	phase(&report.accepting)
@@ -647,14 +660,15 @@ func (s *Server) shutdown(ctx context.Context) shutdownReport {
 	phase(&report.lingering)
 
 	for c, isNew := range s.openConns() {
-		if isNew { // no request was read from it
+		if isNew {
 			c.Close()
 		}
 	}
+
 	closed := make(chan struct{})
 	go func() {
-		// It waits for the accept loops without a deadline, and one of them
-		// may wait for a connection to be closed.
+		// It waits without a deadline for the accept loops, and one of them may
+		// wait for a connection to close.
 		s.http.Shutdown(ctx)
 		close(closed)
 	}()
@@ -662,9 +676,11 @@ func (s *Server) shutdown(ctx context.Context) shutdownReport {
 	case <-closed:
 	case <-ctx.Done():
 	}
+
 	// A handler may outlive its connection on HTTP/2, and its request behind a
 	// Timeout.
 	s.wait(ctx, func() bool { return s.requests.Load() == 0 })
+
 	report.drained = s.drained.Load()
 	report.hijackedWaited = s.hijackedWaited.Load()
 	if ctx.Err() != nil {
@@ -683,8 +699,8 @@ func (s *Server) shutdown(ctx context.Context) shutdownReport {
 	return report
 }
 
-// stop says that the server has stopped. What atEnd closes, the Profiler of
-// NewProfilingServer, is closed by then.
+// stop calls atEnd, which closes the Profiler of NewProfilingServer, and then
+// closes stopped.
 func (s *Server) stop() {
 	if s.atEnd != nil {
 		s.atEnd()
@@ -692,8 +708,8 @@ func (s *Server) stop() {
 	close(s.stopped)
 }
 
-// claimShutdown returns nil to the first that stops the server, who calls stop
-// when that is done, and to others the function that ends the first one's time.
+// claimShutdown returns nil to the first caller, which must call stop when the
+// server has stopped. Others get the function that ends the first one's time.
 func (s *Server) claimShutdown(cancel context.CancelCauseFunc) (cancelFirst context.CancelCauseFunc) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -704,9 +720,9 @@ func (s *Server) claimShutdown(cancel context.CancelCauseFunc) (cancelFirst cont
 	return cancelFirst
 }
 
-// stopAccepting closes the listeners once they have handed over what was
-// queued in them, and returns when the accept loops have seen it: until then a
-// connection may be on its way that nothing has counted.
+// stopAccepting closes the listeners once their queues are empty. It returns
+// when the accept loops have ended: until then there may be a connection that
+// nothing has counted.
 func (s *Server) stopAccepting(ctx context.Context) {
 	s.mu.Lock()
 	listeners := maps.Clone(s.listeners)
@@ -722,11 +738,11 @@ func (s *Server) stopAccepting(ctx context.Context) {
 	}
 }
 
-// linger waits for connections to end of themselves. net/http drops a request
-// that it reads after its Shutdown has begun, so a client that is about to send
-// one is given the time to, and is told to close in the response. The first
-// request of a new connection may be under way. Where only new ones are left, 100
-// ms are enough for it, unless it has to shake hands first.
+// linger waits for connections to end by themselves. net/http drops a request
+// that it reads after its Shutdown has started. So a client that is about to
+// send one gets time to do so, and the response tells it to close. If all
+// connections are new, 100 ms are enough for their first requests, but not for
+// a TLS handshake.
 func (s *Server) linger(ctx context.Context) {
 	all, cancel := context.WithTimeout(ctx, 250*time.Millisecond)
 	defer cancel()
@@ -739,8 +755,8 @@ func (s *Server) linger(ctx context.Context) {
 	})
 }
 
-// wait returns when done reports true, looking again whenever a connection or
-// a request has ended, or when ctx ends.
+// wait returns when done reports true or ctx ends. It asks done again whenever
+// a connection or a request has ended.
 func (s *Server) wait(ctx context.Context, done func() bool) {
 	for !done() {
 		select {
@@ -757,7 +773,7 @@ func (s *Server) openConns() map[net.Conn]bool {
 	return maps.Clone(s.open)
 }
 
-// abort cancels the requests that run and closes the listeners and connections.
+// abort cancels all requests and closes the listeners and connections.
 // Connections go first: http.Server.Close waits for the accept loops, which may
 // wait for one of them.
 func (s *Server) abort(cause error, closeConn func(net.Conn)) error {
@@ -768,8 +784,8 @@ func (s *Server) abort(cause error, closeConn func(net.Conn)) error {
 	return s.http.Close()
 }
 
-// cancelRequests cancels them before it returns: a connection that is closed before
-// would give them a cause of its own.
+// cancelRequests cancels all requests before it returns: a connection that
+// closes first would give its requests a cause of its own.
 func (s *Server) cancelRequests(cause error) {
 	s.mu.Lock()
 	cancels := s.cancels
@@ -791,41 +807,43 @@ func (s *Server) Close() error {
 		return nil
 	}
 	s.Drain()
-	// Not by resets: what a client has not read yet of a whole response is to
-	// arrive.
+	// Not by resets: they would lose the end of whole responses that clients have
+	// not read yet.
 	err := s.abort(http.ErrServerClosed, func(c net.Conn) { c.Close() })
 	s.stop()
 	return err
 }
 
-// drainListener is a listener that can be emptied before it is closed. Closing
-// one resets the connections that are queued in it, and with them requests
-// that clients have sent already.
+// drainListener is a listener that is emptied before it is closed. Closing a
+// listener resets the connections in its queue, and with them requests that
+// clients have already sent.
 type drainListener struct {
 	net.Listener
-	mu       sync.Mutex // guards stopping, and a deadline being set by stop
+	mu       sync.Mutex // guards stopping; held while stop sets a deadline
 	stopping bool
-	stopped  chan struct{} // closed when the listener is, and nothing more comes of it
+	stopped  chan struct{} // closed when the listener is closed and nothing is accepted any more
 	once     sync.Once
 }
 
-// Accept runs on one goroutine, net/http's. Told to stop, it goes on until the
-// queue is empty and closes the listener itself, at once: whatever lies
-// between the last look and the close is lost.
+// Accept runs on one goroutine, net/http's. Once told to stop, it goes on until
+// the queue is empty and then closes the listener itself, at once: connections
+// that come between the last look and the close are lost.
 func (l *drainListener) Accept() (net.Conn, error) {
 	c, err := l.Listener.Accept()
 	if err == nil {
 		return c, nil
 	}
+
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if !l.stopping {
 		return nil, err
 	}
+
 	if d, ok := l.Listener.(deadliner); ok {
-		// A deadline in the past would not even try the queue. A look that
-		// took long was interrupted by whatever keeps the processors busy: it
-		// may have come too late to see anything, or is too old to go by.
+		// A deadline in the past would not even look at the queue. A look that
+		// took long was interrupted, because the processors are busy: it may have
+		// missed a connection, or one may have come since.
 		for range 20 {
 			start := time.Now()
 			d.SetDeadline(start.Add(20 * time.Microsecond))
@@ -844,8 +862,8 @@ func (l *drainListener) Accept() (net.Conn, error) {
 
 type deadliner interface{ SetDeadline(time.Time) error }
 
-// stop makes Accept empty the queue and close the listener. One that has no
-// deadlines is closed here, which Accept then sees.
+// stop makes Accept empty the queue and close the listener. A listener without
+// deadlines is closed here, which ends Accept.
 func (l *drainListener) stop() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -865,16 +883,16 @@ func (l *drainListener) Close() error {
 	return err
 }
 
-// certificateFiles serves the certificate in two files and reads them again
+// certificateFiles serves the certificate of two files and reads them again
 // when they change.
 type certificateFiles struct {
 	certFile, keyFile string
 	logger            *slog.Logger
 	current           atomic.Pointer[tls.Certificate]
 
-	mu      sync.Mutex // guards what follows; held by the handshake that looks at the files
+	mu      sync.Mutex // guards the fields below; held by the handshake that looks at the files
 	checked time.Time
-	seen    [2]os.FileInfo // the files as they were last read; nil where there was none
+	seen    [2]os.FileInfo // the files as they were last read; nil if missing
 }
 
 func newCertificateFiles(certFile, keyFile string, logger *slog.Logger) (*certificateFiles, error) {
@@ -890,8 +908,8 @@ func (c *certificateFiles) stat() (infos [2]os.FileInfo) {
 	return infos
 }
 
-// load reads the files whose infos stat has returned. A pipe, which may never
-// end, is not read.
+// load reads the files that stat saw. It does not read a pipe, which may never
+// end.
 func (c *certificateFiles) load() error {
 	var pems [2][]byte
 	var errs errorList
@@ -917,8 +935,8 @@ func (c *certificateFiles) load() error {
 	return nil
 }
 
-// get is a tls.Config.GetCertificate. A handshake never waits for another one
-// that looks at the files.
+// get is a tls.Config.GetCertificate. No handshake waits for another one that
+// looks at the files.
 func (c *certificateFiles) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	if c.mu.TryLock() {
 		c.refresh()
@@ -933,11 +951,13 @@ func (c *certificateFiles) refresh() {
 		return
 	}
 	c.checked = now
+
 	seen := c.stat()
 	if fileUnchanged(seen[0], c.seen[0]) && fileUnchanged(seen[1], c.seen[1]) {
 		return
 	}
 	c.seen = seen
+
 	if err := c.load(); err != nil {
 		c.logger.Error("certificate not reloaded, the old one stays in service", "err", err)
 		return
@@ -945,9 +965,9 @@ func (c *certificateFiles) refresh() {
 	c.logger.Info("certificate reloaded", "file", c.certFile)
 }
 
-// fileUnchanged reports whether nothing suggests that the file was replaced or
-// written to between the two looks. File systems that are not the system's have
-// no identities to compare.
+// fileUnchanged reports whether two looks saw the same file, not replaced and
+// not written to. Files of other file systems than the system's have no
+// identity to compare.
 func fileUnchanged(a, b os.FileInfo) bool {
 	if a == nil || b == nil {
 		return a == b
@@ -955,9 +975,9 @@ func fileUnchanged(a, b os.FileInfo) bool {
 	return (os.SameFile(a, b) || !os.SameFile(a, a)) && a.Size() == b.Size() && a.ModTime().Equal(b.ModTime())
 }
 
-// errorLog is where net/http's ErrorLog goes. Its messages are free text; the
-// prefixes that matter are told apart so that what every scanner on the
-// internet causes does not read like what a programmer must see.
+// errorLog gets the lines of net/http's ErrorLog, which are free text. Their
+// prefixes give the level: scanners on the internet must not hide the lines
+// that a programmer must see.
 type errorLog struct{ logger *slog.Logger }
 
 func (l errorLog) Write(p []byte) (int, error) {
@@ -980,7 +1000,7 @@ func (l errorLog) Write(p []byte) (int, error) {
 type serverHandler struct {
 	server  *Server
 	next    http.Handler
-	options bool // respond to OPTIONS *, in place of net/http
+	options bool // respond to OPTIONS * in place of net/http
 }
 
 func (h *serverHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -1008,8 +1028,8 @@ func Draining(ctx context.Context) <-chan struct{} {
 }
 
 // drainContext returns a context that ends when the server of the request with
-// this context begins to drain, and one that never ends outside a [Server].
-// The streams of stream.go follow it with [context.AfterFunc].
+// this context starts to drain. Outside a [Server] it never ends. The streams
+// of stream.go follow it with [context.AfterFunc].
 func drainContext(ctx context.Context) context.Context {
 	if s := serverFrom(ctx); s != nil {
 		return s.drain
@@ -1062,10 +1082,10 @@ type health struct {
 	run *healthRun // nil while none runs
 }
 
-// healthRun is one run of the checks. It may outlive the request that it was
-// started for.
+// healthRun is one run of the checks. It may outlive the request that started
+// it.
 type healthRun struct {
-	context.Context // ends when the time of the checks is up
+	context.Context // ends with the time of the checks
 	current         atomic.Int64
 	done            chan struct{} // closed when they have returned
 	err             error         // set before done is closed
@@ -1082,13 +1102,14 @@ func (h *health) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	default:
 		err := h.check(r.Context())
 		if r.Context().Err() == context.Canceled {
-			panic(http.ErrAbortHandler) // the client has given up: no line for an error of ours
+			panic(http.ErrAbortHandler) // the client has disconnected: that is no error of ours
 		}
 		if err != nil {
 			status, body = http.StatusServiceUnavailable, `{"status":"failing"}`
 			Logger(r.Context()).Error("health check failed", "err", err)
 		}
 	}
+
 	header := w.Header()
 	header.Set("Content-Type", "application/json")
 	header.Set("Cache-Control", "no-store")
@@ -1096,7 +1117,8 @@ func (h *health) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	io.WriteString(w, body)
 }
 
-// check returns the result of the checks that run, or of those that it starts.
+// check returns the result of the checks. It starts them unless they run
+// already.
 func (h *health) check(ctx context.Context) error {
 	if len(h.checks) == 0 {
 		return nil
@@ -1124,6 +1146,7 @@ func (h *health) join(ctx context.Context) *healthRun {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), healthTimeout)
 	run := &healthRun{Context: ctx, done: make(chan struct{})}
 	h.run = run
+
 	go func() {
 		defer cancel()
 		defer close(run.done)
@@ -1135,6 +1158,7 @@ func (h *health) join(ctx context.Context) *healthRun {
 			}
 		}
 		run.err = errors.Join(errs...)
+
 		h.mu.Lock()
 		h.run = nil
 		h.mu.Unlock()
@@ -1142,8 +1166,8 @@ func (h *health) join(ctx context.Context) *healthRun {
 	return run
 }
 
-// runSafely runs somebody's function on a goroutine of its own. The channel gets
-// its error, and one for a function that panics or ends its goroutine.
+// runSafely runs f on a goroutine of its own. The channel gets its error, also
+// if f panics or ends its goroutine.
 func runSafely(ctx context.Context, f func(context.Context) error) <-chan error {
 	done := make(chan error, 1)
 	go func() {
@@ -1159,8 +1183,8 @@ func runSafely(ctx context.Context, f func(context.Context) error) <-chan error 
 	return done
 }
 
-// requireGetOrHead reports whether a request is a GET or a HEAD. It responds to others
-// with 405.
+// requireGetOrHead reports whether a request is a GET or a HEAD. It responds to
+// other requests with 405.
 func requireGetOrHead(w http.ResponseWriter, r *http.Request) bool {
 	if r.Method == http.MethodGet || r.Method == http.MethodHead {
 		return true
@@ -1198,11 +1222,11 @@ func Chain(mw ...Middleware) Middleware {
 	}
 }
 
-// responseWriter is one request and its response: the response writer that the
+// responseWriter is one request and its response: the ResponseWriter that all
 // middleware shares, and with RequestID the request's context too. The Server
-// makes one, or else the first middleware that needs it; each finds it by a
-// type assertion on its ResponseWriter and fills in its part. A context may
-// outlive its request, so a responseWriter is never used again.
+// makes it, or else the first middleware that needs it. Each finds it by a type
+// assertion on its ResponseWriter and fills in its part. A context may outlive
+// its request, so a responseWriter is never used again.
 type responseWriter struct {
 	http.ResponseWriter
 	context.Context // set by RequestID
@@ -1210,22 +1234,22 @@ type responseWriter struct {
 
 	server    *Server // nil outside a conduit Server
 	outermost bool    // made by the Server
-	returned  bool    // the server's handler has, and not panicked
+	returned  bool    // the server's handler has returned and not panicked
 	finished  atomic.Bool
-	aborted   atomic.Bool  // by abortResponse: what is still written goes nowhere
-	deadline  atomic.Int64 // of writes, in Unix nanoseconds; 0 until it is set, or noDeadline
+	aborted   atomic.Bool  // set by abortResponse: writes fail
+	deadline  atomic.Int64 // of writes, in Unix nanoseconds, or noDeadline; 0 until it is set
 
 	id       [1]string // set by RequestID, as the value of its field
 	status   int       // 0 until the header is written; never informational
 	bytes    int64     // of the body, as the handler wrote it
 	flushed  bool      // nothing was written since the last flush
 	hijacked bool
-	recovers bool // set by Recovery, before what is inside of it runs
+	recovers bool // set by Recovery, before the handlers inside it run
 }
 
-// responseWriterOf returns w if it is a responseWriter. If not, it returns a new
-// one around w, which knows what the one further out knows: a wrapper of somebody
-// else's, or a Timeout's, may be between the two.
+// responseWriterOf returns w if it is a responseWriter. Otherwise it returns a
+// new one around w, which knows what the next responseWriter further out knows:
+// a Timeout's wrapper, or somebody else's, may be between the two.
 func responseWriterOf(w http.ResponseWriter, r *http.Request) *responseWriter {
 	if x, ok := w.(*responseWriter); ok {
 		return x
@@ -1241,8 +1265,8 @@ func responseWriterOf(w http.ResponseWriter, r *http.Request) *responseWriter {
 	return x
 }
 
-// fullWriter is what net/http's own ResponseWriters are. The wrappers of this
-// package are it too, or they would hide something from a handler.
+// fullWriter has the methods of net/http's own ResponseWriters. The wrappers of
+// this package have them too, or they would hide something from a handler.
 type fullWriter interface {
 	http.ResponseWriter
 	http.Flusher
@@ -1260,7 +1284,7 @@ var (
 	_ fullWriter = (*compressWriter)(nil)
 )
 
-// unwrap returns the ResponseWriter inside of w, nil if w does not tell of one.
+// unwrap returns the ResponseWriter inside w, or nil if w has no Unwrap.
 func unwrap(w http.ResponseWriter) http.ResponseWriter {
 	if u, ok := w.(interface{ Unwrap() http.ResponseWriter }); ok {
 		return u.Unwrap()
@@ -1275,15 +1299,15 @@ func (x *responseWriter) logger() *slog.Logger {
 	return slog.Default()
 }
 
-// errFinished is the error of a goroutine that a handler has left behind. Its
-// write would reach another request's buffer (HTTP/1) or crash the process
-// (HTTP/2).
+// errFinished is the error of a write by a goroutine that has outlived its
+// handler. The write would reach another request's buffer (HTTP/1) or crash the
+// process (HTTP/2).
 var errFinished = errors.New("conduit: write after the handler has returned")
 
-// errAborted is the error of a handler that goes on writing to an aborted response.
+// errAborted is the error of a write to an aborted response.
 var errAborted = errors.New("conduit: write after the response was aborted")
 
-// checkOpen returns the error with which a use is refused, nil if it is not.
+// checkOpen returns an error if the response must not be used any more.
 func (x *responseWriter) checkOpen() error {
 	switch {
 	case x.finished.Load():
@@ -1297,7 +1321,7 @@ func (x *responseWriter) checkOpen() error {
 // Unwrap is for [http.ResponseController].
 func (x *responseWriter) Unwrap() http.ResponseWriter { return x.ResponseWriter }
 
-// Header hides that of [http.ResponseWriter] once the handler has returned.
+// Header returns an empty header once the handler has returned.
 func (x *responseWriter) Header() http.Header {
 	if x.finished.Load() {
 		return make(http.Header)
@@ -1305,8 +1329,8 @@ func (x *responseWriter) Header() http.Header {
 	return x.ResponseWriter.Header()
 }
 
-// WriteHeader passes informational responses on and does not take them for the
-// status (RFC 9110, Section 15.2).
+// WriteHeader passes informational responses on, which do not set the status
+// (RFC 9110, Section 15.2).
 func (x *responseWriter) WriteHeader(status int) {
 	switch {
 	case x.checkOpen() != nil:
@@ -1320,8 +1344,8 @@ func (x *responseWriter) WriteHeader(status int) {
 	}
 }
 
-// isFinal reports whether a status is the response's: neither informational nor
-// invalid, for which net/http panics.
+// isFinal reports whether a status is the response's: not informational, and
+// not invalid, for which net/http panics.
 func isFinal(status int) bool {
 	return 200 <= status && status <= 999 || status == http.StatusSwitchingProtocols
 }
@@ -1343,8 +1367,8 @@ func (x *responseWriter) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// WriteString spares the copy that [io.WriteString] makes for a writer
-// without it.
+// WriteString saves the copy that [io.WriteString] makes for a writer without
+// it.
 func (x *responseWriter) WriteString(p string) (int, error) {
 	if err := x.start(); err != nil {
 		return 0, err
@@ -1362,8 +1386,7 @@ func (x *responseWriter) count(n int64) {
 	}
 }
 
-// ReadFrom keeps sendfile: net/http uses it only when the wrapper forwards
-// this method.
+// ReadFrom keeps sendfile, which net/http uses only through this method.
 func (x *responseWriter) ReadFrom(src io.Reader) (int64, error) {
 	rf, ok := x.ResponseWriter.(io.ReaderFrom)
 	if !ok {
@@ -1383,14 +1406,14 @@ func (x *responseWriter) ReadFrom(src io.Reader) (int64, error) {
 	n, err := rf.ReadFrom(src)
 	x.count(n)
 	if err == nil && x.bytes == contentLength(x.Header()) {
-		x.FlushError() // net/http has passed it to the connection, unless that is TLS
+		x.FlushError() // the bytes are on the connection already, unless that is TLS
 	}
 	return first + n, err
 }
 
-// copyFirst copies the first bytes of a body, so that a source which fails or
-// panics at once leaves the response unstarted, and one that panics later does
-// not. It reports whether there is more.
+// copyFirst copies the first bytes of a body. A source that fails or panics at
+// once then leaves the response unstarted, and one that panics later does not.
+// It reports whether there is more.
 func copyFirst(w io.Writer, src io.Reader) (n int64, more bool, err error) {
 	n, err = io.CopyN(struct{ io.Writer }{w}, src, sniffLen)
 	if err == io.EOF {
@@ -1399,7 +1422,7 @@ func copyFirst(w io.Writer, src io.Reader) (n int64, more bool, err error) {
 	return n, err == nil, err
 }
 
-// Flush is FlushError for those who look for an [http.Flusher].
+// Flush is FlushError for callers that look for an [http.Flusher].
 func (x *responseWriter) Flush() { x.FlushError() }
 
 func (x *responseWriter) FlushError() error {
@@ -1416,9 +1439,9 @@ func (x *responseWriter) FlushError() error {
 
 const noDeadline = -1
 
-// The deadlines are forwarded by hand so that they, too, end with the handler:
-// through Unwrap a goroutine left behind would set those of the next request
-// (HTTP/1) or crash the process (HTTP/2).
+// The deadlines are forwarded here, and not through Unwrap, so that they end with
+// the handler. A goroutine that outlives it would otherwise set those of the next
+// request (HTTP/1) or crash the process (HTTP/2).
 
 func (x *responseWriter) SetReadDeadline(deadline time.Time) error {
 	if err := x.checkOpen(); err != nil {
@@ -1469,7 +1492,7 @@ func (x *responseWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	return conn, buf, err
 }
 
-// start is what precedes a write.
+// start is called before each write.
 func (x *responseWriter) start() error {
 	if err := x.checkOpen(); err != nil {
 		return err
@@ -1483,23 +1506,23 @@ func (x *responseWriter) start() error {
 	return nil
 }
 
-// recordStatus notes that the header is about to be written with this status.
+// recordStatus notes the status just before the header is written.
 func (x *responseWriter) recordStatus(status int) {
 	x.status = status
 	x.announceClose(status)
 	closeIfTooLarge(x.ResponseWriter, x.incoming, status)
 }
 
-// announceClose tells the client to leave if the server drains. It is decided
-// here, when the header goes out, so that requests which were there before the
-// drain are told as well.
+// announceClose tells the client to close the connection if the server drains.
+// The decision is made when the header goes out, so that requests from before
+// the drain are told too.
 func (x *responseWriter) announceClose(status int) {
 	if x.server != nil && x.server.sayClose.Load() && status != http.StatusSwitchingProtocols {
 		x.ResponseWriter.Header()["Connection"] = []string{"close"}
 	}
 }
 
-// finish is called once the handler of the server has returned or panicked.
+// finish is called once the server's handler has returned or panicked.
 func (x *responseWriter) finish() {
 	s := x.server
 	if !x.hijacked {
@@ -1519,23 +1542,24 @@ func (x *responseWriter) finish() {
 	}
 }
 
-// finishResponse prepares for the end of the response, which net/http writes
-// next unless the handler has panicked.
+// finishResponse prepares the end of the response, which net/http writes next
+// unless the handler has panicked.
 func (x *responseWriter) finishResponse() {
 	if x.status == 0 {
 		x.announceClose(http.StatusOK)
 	}
 	if x.deadline.Load() == noDeadline {
 		if limit := x.server.http.WriteTimeout; limit > 0 {
-			// What net/http still has to write is not to wait for ever.
+			// The last writes of net/http must not wait for ever.
 			http.NewResponseController(x.ResponseWriter).SetWriteDeadline(time.Now().Add(limit))
 		}
 	}
+
 	if x.status == 0 || x.incoming.ProtoAtLeast(1, 1) {
 		return
 	}
-	// net/http announces the length of a body that still fits in its buffer.
-	// The end of a longer one is written here, so that a failure is seen.
+	// net/http announces the length of a body that fits in its buffer. The end of
+	// a longer one is flushed here, so that a failure resets the connection.
 	const buffered = 2048
 	if !x.returned || x.aborted.Load() || x.bytes >= buffered && x.FlushError() != nil {
 		x.reset()
@@ -1546,25 +1570,25 @@ func (x *responseWriter) finishResponse() {
 // handler that has returned. start and end are those of the request.
 func (x *responseWriter) isAborted(start, end time.Time) bool {
 	head := x.incoming.Method == http.MethodHead
-	length := int64(0) // of the body, -1 if nothing says so
+	length := int64(0) // of the body, -1 if unknown
 	if !head && x.status != http.StatusNoContent && x.status != http.StatusNotModified {
 		length = contentLength(x.ResponseWriter.Header())
 	}
+
 	switch {
 	case x.aborted.Load():
 		return true
-	case head && x.status != 0: // on HTTP/2 its stream may end before its handler
+	case head && x.status != 0: // on HTTP/2 its stream may end before the handler
 		return false
 	case x.flushed && 0 <= length && length <= x.bytes:
 		return false
 	}
-	// A write that failed has ended the context. What was written last waits in
-	// net/http's buffer for the handler to return.
+	// A failed write has ended the context. The last bytes are still in net/http's
+	// buffer, until the handler returns.
 	return x.bytes < length || x.incoming.Context().Err() != nil || x.isPastDeadline(start, end)
 }
 
-// contentLength returns the Content-Length in a header, -1 if it has none that
-// is valid.
+// contentLength returns the valid Content-Length of a header, or -1.
 func contentLength(h http.Header) int64 {
 	if values := h["Content-Length"]; len(values) == 1 {
 		if n, err := strconv.ParseInt(values[0], 10, 64); err == nil && n >= 0 {
@@ -1574,7 +1598,7 @@ func contentLength(h http.Header) int64 {
 	return -1
 }
 
-// isPastDeadline reports whether nothing more may be written at end.
+// isPastDeadline reports whether the time to write was over at end.
 func (x *responseWriter) isPastDeadline(start, end time.Time) bool {
 	switch deadline := x.deadline.Load(); {
 	case deadline == noDeadline:
@@ -1582,27 +1606,28 @@ func (x *responseWriter) isPastDeadline(start, end time.Time) bool {
 	case deadline != 0:
 		return end.UnixNano() >= deadline
 	}
+
 	took := end.Sub(start)
 	if took < time.Millisecond {
-		return false // no server has less, and to look it up takes time
+		return false // no server has a shorter timeout, and the lookup takes time
 	}
 	limit := writeTimeoutOf(x.incoming.Context())
 	return limit > 0 && took >= limit
 }
 
 // reset resets the connection. To an HTTP/1.0 client the end of the connection
-// is the end of the body, and nothing else says that it came too soon.
+// is the end of the body, and only a reset says that it came too soon.
 func (x *responseWriter) reset() {
 	rc := http.NewResponseController(x.ResponseWriter)
-	rc.SetWriteDeadline(time.Unix(1, 0)) // Hijack flushes the header
+	rc.SetWriteDeadline(time.Unix(1, 0)) // or Hijack would flush the header
 	if conn, _, err := rc.Hijack(); err == nil {
 		resetConn(conn)
 	}
 }
 
-// resetConn closes a connection with a reset, and in the normal way where it
-// has none, as over a Unix socket. It goes past a tls.Conn, whose Close says
-// that all is well.
+// resetConn closes a connection with a reset, or normally if it has none, as
+// over a Unix socket. It goes past a tls.Conn, whose Close says that all is
+// well.
 func resetConn(conn net.Conn) {
 	inner := conn
 	if c, ok := conn.(*tls.Conn); ok {
@@ -1625,9 +1650,9 @@ func (x *responseWriter) Value(key any) any {
 	return x.Context.Value(key)
 }
 
-// copyRequest returns a copy of a request with another context. Trailers that
-// were not announced, which net/http puts into its own request when the body
-// ends, get into the copy by a map that the two share.
+// copyRequest returns a copy of a request with another context. The two share
+// the map of trailers: net/http adds unannounced ones to its own request when
+// the body ends.
 func copyRequest(r *http.Request, ctx context.Context) http.Request {
 	if r.Trailer == nil && len(r.TransferEncoding) > 0 {
 		r.Trailer = make(http.Header)
@@ -1636,9 +1661,9 @@ func copyRequest(r *http.Request, ctx context.Context) http.Request {
 }
 
 // copyBack copies what a router and a handler have set on their copy of a
-// request to the one that the copy was made from: the pattern, for the log, and
-// the multipart form, whose temporary files net/http removes only if it finds
-// them on its own request (golang/go#58809).
+// request back to the original: the pattern, for the log, and the multipart
+// form, whose temporary files net/http removes only if they are on its own
+// request (golang/go#58809).
 func copyBack(r, copied *http.Request) {
 	r.Pattern = copied.Pattern
 	if r.MultipartForm == nil {
@@ -1646,8 +1671,8 @@ func copyBack(r, copied *http.Request) {
 	}
 }
 
-// patternOf returns the pattern that the router behind h has for a request, ""
-// if h is no router and does not know of one.
+// patternOf returns the pattern that the router behind h has for a request, or
+// "" if h knows of no router.
 func patternOf(h http.Handler, r *http.Request) string {
 	switch h := h.(type) {
 	case interface {
@@ -1661,7 +1686,7 @@ func patternOf(h http.Handler, r *http.Request) string {
 	return ""
 }
 
-// requestIDField is the canonical name of the field that carries the id.
+// requestIDField is the canonical name of the field with the id.
 const requestIDField = "X-Request-Id"
 
 // RequestID gives each request an id for logs and problem reports. It keeps the
@@ -1698,8 +1723,7 @@ func (x *responseWriter) identify(r *http.Request) {
 	x.Context = r.Context()
 }
 
-// isRequestID reports whether an id from outside is fit to be logged and sent
-// on.
+// isRequestID reports whether an incoming id is safe to log and to send on.
 func isRequestID(id string) bool {
 	if len(id) == 0 || len(id) > 128 {
 		return false
@@ -1760,6 +1784,7 @@ func handlePanic(x *responseWriter, r *http.Request, value any) {
 	case *panicError:
 		value, stack = v.value, v.stack
 	}
+
 	attrs := []slog.Attr{
 		slog.String("method", r.Method),
 		slog.String("path", r.URL.Path),
@@ -1772,6 +1797,7 @@ func handlePanic(x *responseWriter, r *http.Request, value any) {
 		attrs = append(attrs, slog.String("request_id", x.id[0]))
 	}
 	x.logger().LogAttrs(r.Context(), slog.LevelError, message, attrs...)
+
 	if x.status != 0 || x.hijacked {
 		panic(http.ErrAbortHandler)
 	}
@@ -1783,17 +1809,18 @@ func handlePanic(x *responseWriter, r *http.Request, value any) {
 	h["X-Content-Type-Options"] = nosniffValue
 	h.Set("Content-Length", strconv.Itoa(len(body)))
 	if message != "panic" {
-		// The goroutine is net/http's, which closes the connection without
-		// flushing it when the goroutine ends.
+		// When its goroutine ends, net/http closes the connection without a
+		// flush.
 		h.Set("Connection", "close")
 		defer x.FlushError()
 	}
+
 	x.WriteHeader(http.StatusInternalServerError)
 	io.WriteString(x, body)
 }
 
-// representationFields describe a body and how it may be kept. The first are
-// about the bytes of the body as they are.
+// representationFields describe a body and how it may be stored. The first ones
+// are about its very bytes.
 var representationFields = [...]string{
 	"Content-Encoding", "Content-Range", "Content-Md5", "Content-Digest", "Repr-Digest", "Digest",
 	"Accept-Ranges", "Content-Disposition", "Content-Language", "Content-Length", "Content-Location",
@@ -1802,17 +1829,17 @@ var representationFields = [...]string{
 
 var bodyFields = representationFields[:6]
 
-// clearRepresentation removes what a header says of a body that is not sent:
-// an error in its place is neither compressed nor to be kept, and has another
-// name. The type is set by the code that writes the error.
+// clearRepresentation removes the fields of a body that is not sent. The error
+// in its place is neither compressed nor stored, and has another name. Its
+// writer sets the type.
 func clearRepresentation(h http.Header) {
 	for _, field := range representationFields {
 		delete(h, field)
 	}
 }
 
-// panicError carries a panic to another goroutine with the stack on which it
-// happened. Recovery logs both; without Recovery, net/http prints both.
+// panicError carries a panic to another goroutine, with its stack. Recovery
+// logs both, or without Recovery net/http does.
 type panicError struct {
 	value any
 	stack []byte
@@ -1826,9 +1853,9 @@ func (p *panicError) Unwrap() error {
 	return err
 }
 
-// wrapPanic returns what to panic with on another goroutine. It must be
-// called on the one that panicked, before that unwinds. ErrAbortHandler stays
-// as it is, since net/http compares it.
+// wrapPanic returns the value to panic with on another goroutine. It must be
+// called on the goroutine that panicked, before that unwinds. ErrAbortHandler
+// stays as it is, since net/http compares it.
 func wrapPanic(value any) any {
 	if _, ok := value.(*panicError); ok || value == http.ErrAbortHandler {
 		return value
@@ -1884,6 +1911,7 @@ func LoggingWith(cfg *LoggingConfig) Middleware {
 			}
 			x := responseWriterOf(w, r)
 			recovers, path := x.recovers, r.URL.Path // a handler may change the path
+
 			start := time.Now()
 			returned := false
 			defer func() {
@@ -1904,6 +1932,7 @@ func LoggingWith(cfg *LoggingConfig) Middleware {
 					}
 				}
 				c.log(x, r, path, start, end, status, aborted)
+
 				if value != nil {
 					panic(value)
 				}
@@ -1923,8 +1952,9 @@ func (c *LoggingConfig) log(x *responseWriter, r *http.Request, path string, sta
 	if !logger.Enabled(r.Context(), level) {
 		return
 	}
-	// A Record made by hand has no program counter: finding it costs more
-	// than the rest, and it would always point here.
+
+	// A Record made by hand needs no program counter, which would always point
+	// here and costs more than the rest.
 	record := slog.NewRecord(end, level, "request", 0)
 	attrs := append(make([]slog.Attr, 0, 9),
 		slog.String("method", r.Method),
@@ -1944,6 +1974,7 @@ func (c *LoggingConfig) log(x *responseWriter, r *http.Request, path string, sta
 	if c.Attrs != nil {
 		attrs = append(attrs, c.Attrs(r)...)
 	}
+
 	record.AddAttrs(attrs...)
 	_ = logger.Handler().Handle(r.Context(), record)
 }
@@ -2006,6 +2037,7 @@ func (c *CompressionConfig) withDefaults() (CompressionConfig, error) {
 	case d.MinSize < 0:
 		d.MinSize = 1 // an empty body only grows
 	}
+
 	var errs errorList
 	if d.Level < gzip.BestSpeed || d.Level > gzip.BestCompression {
 		errs.add("Level: %d is not between %d and %d", d.Level, gzip.BestSpeed, gzip.BestCompression)
@@ -2019,6 +2051,7 @@ func (c *CompressionConfig) withDefaults() (CompressionConfig, error) {
 			errs.add("Types: %q: a media type has a slash", pattern)
 		}
 	}
+
 	var codings []string
 	d.Encoders = slices.Clone(d.Encoders)
 	for i, e := range d.Encoders {
@@ -2032,6 +2065,7 @@ func (c *CompressionConfig) withDefaults() (CompressionConfig, error) {
 		}
 		codings = append(codings, e.Coding)
 	}
+
 	if !slices.Contains(codings, "gzip") {
 		d.Encoders = append(d.Encoders, Encoder{"gzip", func() EncodingWriter {
 			z, _ := gzip.NewWriterLevel(nil, d.Level)
@@ -2041,13 +2075,12 @@ func (c *CompressionConfig) withDefaults() (CompressionConfig, error) {
 	return d, errors.Join(errs...)
 }
 
-// isCoding reports whether a name can be that of a coding which Accept-Encoding
-// asks for.
+// isCoding reports whether Accept-Encoding can ask for a coding of this name.
 func isCoding(name string) bool {
 	return name != "" && name != "identity" && strings.Trim(name, "abcdefghijklmnopqrstuvwxyz0123456789-._") == ""
 }
 
-// compresses reports whether to compress bodies of a media type.
+// compresses reports whether to compress bodies of this media type.
 func (c *CompressionConfig) compresses(contentType string) bool {
 	if len(c.Types) == 0 {
 		return compressible(contentType)
@@ -2131,20 +2164,21 @@ func (h *compressHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if coding := negotiate(r.Header, h.codings...); coding != "" {
 		z.encoding = h.encodings[slices.Index(h.codings, coding)]
 	}
+
 	if responseStarted(w) {
 		z.state = compressPlain
 	}
 	h.next.ServeHTTP(z, r)
-	z.finish() // not deferred: after a panic nothing must be ended
+	z.finish() // not deferred: after a panic the response must not look whole
 }
 
-// patternOf lets Timeout find the router behind Compression.
+// patternOf is for Timeout, which looks for the router behind Compression.
 func (h *compressHandler) patternOf(r *http.Request) string { return patternOf(h.next, r) }
 
 // The states of a compressWriter, in their order.
 const (
 	compressOpen    = iota // the handler has set no status and written nothing
-	compressHeld           // the status is known, what becomes of the body is not
+	compressHeld           // the status is known, the decision on the body is not made
 	compressPlain          // the body goes through as it is
 	compressEncoded        // the body is compressed
 )
@@ -2158,24 +2192,24 @@ type compressWriter struct {
 
 	state    int
 	status   int
-	declared int64           // the Content-Length that the handler has set, -1 without one
-	limit    int             // how many bytes to hold back
+	declared int64           // the Content-Length that the handler has set, or -1
+	limit    int             // how many bytes to hold back at most
 	held     *compressBuffer // the first bytes of the body, in compressHeld
 	encoder  EncodingWriter  // nil until something is compressed
 	encoded  int64           // bytes that the encoder was given
 
-	contentType [1]string // the value that is made here
+	contentType [1]string // the detected value
 	text        strings.Reader
 }
 
 const (
 	compressBufferSize = 4 << 10
-	sniffLen           = 512 // as much as http.DetectContentType looks at
+	sniffLen           = 512 // the bytes that http.DetectContentType looks at
 )
 
 type compressBuffer struct{ bytes []byte }
 
-// compressBuffers holds *compressBuffer that are empty.
+// compressBuffers holds empty *compressBuffer.
 var compressBuffers = sync.Pool{New: func() any {
 	return &compressBuffer{make([]byte, 0, compressBufferSize)}
 }}
@@ -2201,7 +2235,7 @@ func (z *compressWriter) WriteHeader(status int) {
 	}
 }
 
-// start decides what status and header alone can.
+// start decides as much as status and header allow.
 func (z *compressWriter) start(status int) {
 	z.status = status
 	z.state = z.decide(status)
@@ -2225,11 +2259,12 @@ func (z *compressWriter) writeHeader() {
 func (z *compressWriter) decide(status int) int {
 	h := z.ResponseWriter.Header()
 	z.declared = -1
-	if slices.Equal(h["Content-Encoding"], identityValue) { // the handler opts out, and that is no coding
+	if slices.Equal(h["Content-Encoding"], identityValue) { // the handler opts out; identity is no coding
 		delete(h, "Content-Encoding")
 		disableCompression(z.ResponseWriter)
 		return compressPlain
 	}
+
 	switch status {
 	case http.StatusNotModified:
 		z.reviseNotModified(h)
@@ -2237,6 +2272,7 @@ func (z *compressWriter) decide(status int) int {
 	case http.StatusSwitchingProtocols, http.StatusNoContent, http.StatusResetContent:
 		return compressPlain
 	}
+
 	types, typed := h["Content-Type"]
 	if typed && (len(types) == 0 || !z.config.compresses(types[0])) {
 		return compressPlain
@@ -2254,12 +2290,14 @@ func (z *compressWriter) decide(status int) int {
 	if hasMember(h["Cache-Control"], "no-transform") {
 		return compressPlain
 	}
+
 	if typed {
 		addVary(h, "Accept-Encoding")
 	}
 	z.declared = contentLength(h)
-	trailer := len(trailers) > 0 // its fields must not be there when the header is written
+	trailer := len(trailers) > 0 // its fields must not be set when the header is written
 	known := z.encoding == nil || z.declared >= 0 || trailer
+
 	switch {
 	case typed && known && z.shouldCompress(0, trailer):
 		return compressEncoded
@@ -2268,7 +2306,7 @@ func (z *compressWriter) decide(status int) int {
 	case typed:
 		z.limit = z.config.MinSize
 	case z.declared >= 0:
-		z.limit = int(min(z.declared, sniffLen)) // what is beyond is not the body
+		z.limit = int(min(z.declared, sniffLen)) // the body has no more
 	case known:
 		z.limit = sniffLen
 	default:
@@ -2278,7 +2316,7 @@ func (z *compressWriter) decide(status int) int {
 }
 
 // shouldCompress reports whether to compress a body of a type that shrinks, of
-// which so many bytes are there.
+// which size bytes are known.
 func (z *compressWriter) shouldCompress(size int, flush bool) bool {
 	if z.encoding == nil {
 		return false
@@ -2289,10 +2327,10 @@ func (z *compressWriter) shouldCompress(size int, flush bool) bool {
 	return size >= z.config.MinSize || flush
 }
 
-// reviseNotModified makes the header that of the compressed response if it is
-// one that the client has: the handler knows only the strong tag, from which
-// the weak one was made (RFC 9110, Section 15.4.5). Its type is gone by now
-// where net/http has made the response.
+// reviseNotModified gives a 304 the header of the compressed response if that
+// is the one that the client has. The handler knows only the strong tag, from
+// which the weak one was made (RFC 9110, Section 15.4.5). A 304 of net/http has
+// no Content-Type any more.
 func (z *compressWriter) reviseNotModified(h http.Header) {
 	types, typed := h["Content-Type"]
 	tag := h.Get("Etag")
@@ -2306,8 +2344,8 @@ func (z *compressWriter) reviseNotModified(h http.Header) {
 	}
 }
 
-// weakenETag says that the bytes are not always the same: another version of
-// an encoder may make others.
+// weakenETag says that the bytes are not always the same: another version of an
+// encoder may make others.
 func weakenETag(h http.Header) {
 	if tag := h.Get("Etag"); strings.HasPrefix(tag, `"`) {
 		h["Etag"] = []string{"W/" + tag}
@@ -2318,45 +2356,50 @@ func weakenETag(h http.Header) {
 func (z *compressWriter) setEncodingHeader() {
 	h := z.ResponseWriter.Header()
 	h["Content-Encoding"] = z.encoding.header
-	if len(h["Content-Length"]) > 0 { // nil is for net/http, not to add one
+	if len(h["Content-Length"]) > 0 { // nil tells net/http to add none
 		delete(h, "Content-Length")
 	}
 	delete(h, "Accept-Ranges")
 	weakenETag(h)
 }
 
-// sendHeld decides what becomes of a body that is held back, because it is
-// enough of it, the handler flushes or the handler has returned, and sends it.
+// sendHeld decides whether to compress the body that is held back, and sends
+// it. It is called when there are enough bytes, on a flush, and when the
+// handler has returned.
 func (z *compressWriter) sendHeld(flush bool) error {
 	h := z.ResponseWriter.Header()
 	held := z.held
 	z.held = nil
-	compresses := len(h["Content-Type"]) > 0 // then decide has looked at it
+
+	compresses := len(h["Content-Type"]) > 0 // decide has looked at it then
 	if !compresses && len(held.bytes) > 0 {
-		// From compressed bytes net/http would make another type.
+		// net/http would detect the type of the compressed bytes.
 		z.contentType[0] = http.DetectContentType(held.bytes)
 		h["Content-Type"] = z.contentType[:]
 		if compresses = z.config.compresses(z.contentType[0]); compresses {
 			addVary(h, "Accept-Encoding")
 		}
 	}
-	// They came after the body, and would not fit.
+
+	// The handler has set them after the body, which they would not fit.
 	delete(h, "Content-Encoding")
 	if z.declared < 0 && len(h["Content-Length"]) > 0 {
 		delete(h, "Content-Length")
 	}
 	z.dropHeadLength()
+
 	z.state = compressPlain
 	if compresses && z.shouldCompress(len(held.bytes), flush) {
 		z.state = compressEncoded
 		z.setEncodingHeader()
 	}
 	z.writeHeader()
+
 	var err error
 	if len(held.bytes) > 0 {
 		_, err = z.write(held.bytes)
 	}
-	if err == nil { // or net/http may still be reading it
+	if err == nil { // otherwise net/http may still read it
 		held.free()
 	}
 	return err
@@ -2369,6 +2412,7 @@ func (z *compressWriter) Write(p []byte) (int, error) {
 	if z.state != compressHeld {
 		return z.write(p)
 	}
+
 	n := min(len(p), z.limit-len(z.held.bytes))
 	z.held.bytes = append(z.held.bytes, p[:n]...)
 	if len(z.held.bytes) < z.limit {
@@ -2381,14 +2425,15 @@ func (z *compressWriter) Write(p []byte) (int, error) {
 	return n + m, err
 }
 
-// write sends a part of the body, of which it is decided what becomes.
+// write sends a part of the body after the decision.
 func (z *compressWriter) write(p []byte) (int, error) {
 	if z.state == compressPlain {
 		return z.ResponseWriter.Write(p)
 	}
+
 	var excess error
 	if left := z.declared - z.encoded; z.declared >= 0 && int64(len(p)) > left {
-		// A file that has grown, for one: what was promised of it is sent.
+		// A file may have grown: send as much as was announced.
 		p, excess = p[:left], http.ErrContentLength
 	}
 	n, err := len(p), error(nil)
@@ -2406,8 +2451,8 @@ func (z *compressWriter) writer() EncodingWriter {
 	return z.encoder
 }
 
-// WriteString spares the copy that [io.WriteString] makes for a writer
-// without it.
+// WriteString saves the copy that [io.WriteString] makes for a writer without
+// it.
 func (z *compressWriter) WriteString(s string) (int, error) {
 	if z.state == compressOpen {
 		z.start(http.StatusOK)
@@ -2420,9 +2465,9 @@ func (z *compressWriter) WriteString(s string) (int, error) {
 	return int(n), err
 }
 
-// ReadFrom keeps sendfile for what is not compressed, even if that turns out
-// only after the first bytes. A source that fails before its first byte leaves
-// the header unwritten, as without Compression.
+// ReadFrom keeps sendfile for bodies that are not compressed, even if that is
+// decided only after the first bytes. A source that fails before its first byte
+// leaves the header unwritten, as without Compression.
 func (z *compressWriter) ReadFrom(src io.Reader) (int64, error) {
 	var n int64
 	buf := compressBuffers.Get().(*compressBuffer)
@@ -2455,12 +2500,12 @@ func (z *compressWriter) forward(src io.Reader) (int64, error) {
 	return io.Copy(struct{ io.Writer }{z.ResponseWriter}, src)
 }
 
-// Flush is FlushError for those who look for an [http.Flusher].
+// Flush is FlushError for callers that look for an [http.Flusher].
 func (z *compressWriter) Flush() { z.FlushError() }
 
 func (z *compressWriter) FlushError() error {
 	if z.state < compressPlain && !canFlush(z.ResponseWriter) {
-		return http.ErrNotSupported // and nothing is decided by it
+		return http.ErrNotSupported // and nothing is decided
 	}
 	if z.state == compressOpen {
 		z.start(http.StatusOK)
@@ -2478,7 +2523,7 @@ func (z *compressWriter) FlushError() error {
 	return http.NewResponseController(z.ResponseWriter).Flush()
 }
 
-// Hijack drops what was held back: the connection is the handler's.
+// Hijack drops the bytes that are held back: the connection is the handler's.
 func (z *compressWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	conn, buf, err := http.NewResponseController(z.ResponseWriter).Hijack()
 	if err == nil {
@@ -2494,14 +2539,13 @@ func (z *compressWriter) Push(target string, opts *http.PushOptions) error {
 	return push(z.ResponseWriter, target, opts)
 }
 
-// finish ends the response of a handler that has returned. What is written
-// later, as routers do that respond to an error which a handler has returned,
-// passes as it is.
+// finish ends the response of a handler that has returned. Later writes pass as
+// they are: some routers respond to an error that their handler has returned.
 func (z *compressWriter) finish() {
 	head := z.request.Method == http.MethodHead
 	switch z.state {
 	case compressOpen:
-		if head { // its header may speak of the body of a GET
+		if head { // its header may be that of a GET with a body
 			switch z.decide(http.StatusOK) {
 			case compressEncoded:
 				z.setEncodingHeader()
@@ -2513,21 +2557,22 @@ func (z *compressWriter) finish() {
 	case compressHeld:
 		z.sendHeld(false)
 	}
+
 	if z.state != compressEncoded || head {
 		return
 	}
 	if z.encoded < z.declared {
 		panic(http.ErrAbortHandler) // as net/http does; with a trailer it would look whole
 	}
-	if z.writer().Close() == nil { // and nobody else can be using it
+	if z.writer().Close() == nil { // and nobody else uses it
 		z.encoding.pool.Put(z.encoder)
 	}
 	z.encoder = nil
-	z.declared = z.encoded // nothing can follow
+	z.declared = z.encoded // no more can be written
 }
 
-// dropHeadLength drops the length of a body that a GET may compress, which its
-// type decides, and nobody has said that.
+// dropHeadLength drops the Content-Length of a HEAD without a Content-Type: the
+// GET may be compressed.
 func (z *compressWriter) dropHeadLength() {
 	h := z.ResponseWriter.Header()
 	if len(h["Content-Type"]) == 0 && z.encoding != nil && z.request.Method == http.MethodHead {
@@ -2535,8 +2580,8 @@ func (z *compressWriter) dropHeadLength() {
 	}
 }
 
-// disableCompression has every Compression around w leave the response as it
-// is, and its Content-Length with it. A Timeout's response needs that.
+// disableCompression makes every Compression around w leave the response and
+// its Content-Length as they are, for the response of a Timeout.
 func disableCompression(w http.ResponseWriter) {
 	for ; w != nil; w = unwrap(w) {
 		if z, ok := w.(*compressWriter); ok {
@@ -2545,23 +2590,23 @@ func disableCompression(w http.ResponseWriter) {
 	}
 }
 
-// negotiate returns the one of offers, lower-case codings in the server's
-// order of preference, that a request with this header prefers, and "" for
-// none: identity. An offer counts if Accept-Encoding names it, or else if it
-// has a * that stands for it, with a weight above 0; the highest weight
-// wins, at equal ones the earlier offer, and identity only if it is named with
-// a higher one. What is malformed is ignored, and of contradicting weights
-// the lower one counts. See [RFC 9110, Section 12.5.3].
+// negotiate returns the one of offers that a request with this header prefers,
+// or "" for identity. Offers are lower-case codings in the server's order of
+// preference. An offer counts if Accept-Encoding has it, or else a *, with a
+// weight above 0. The highest weight wins, of equal ones the earlier offer;
+// identity wins only if it is named with a higher one. Malformed weights are
+// ignored, and of contradicting ones the lower one counts. See [RFC 9110,
+// Section 12.5.3].
 //
 // [RFC 9110, Section 12.5.3]: https://www.rfc-editor.org/rfc/rfc9110#section-12.5.3
 func negotiate(header http.Header, offers ...string) string {
 	lines := header["Accept-Encoding"]
 	if len(lines) == 0 {
-		return "" // everything is acceptable, but such clients rarely decode
+		return "" // all codings are acceptable, but such clients rarely decode them
 	}
 	if len(lines) == 1 {
 		switch lines[0] {
-		case "gzip, deflate, br, zstd", "gzip, deflate, br", "gzip, deflate", "gzip": // what browsers and Go send
+		case "gzip, deflate, br, zstd", "gzip, deflate, br", "gzip, deflate", "gzip": // from browsers and Go
 			for _, offer := range offers {
 				if hasMember(lines, offer) {
 					return offer
@@ -2570,6 +2615,7 @@ func negotiate(header http.Header, offers ...string) string {
 			return ""
 		}
 	}
+
 	best, bestWeight := "", max(codingWeight(lines, "identity"), 1)
 	anyOther := codingWeight(lines, "*")
 	for _, offer := range offers {
@@ -2585,7 +2631,7 @@ func negotiate(header http.Header, offers ...string) string {
 }
 
 // codingWeight returns the weight, in thousandths, that the lines of an
-// Accept-Encoding give to a coding, -1 if they do not name it.
+// Accept-Encoding give to a coding, or -1 if they do not name it.
 func codingWeight(lines []string, coding string) int {
 	lowest := -1
 	for _, line := range lines {
@@ -2607,7 +2653,7 @@ func codingWeight(lines []string, coding string) int {
 	return lowest
 }
 
-// parseWeight returns a weight such as q=0.5 in thousandths, -1 if it is
+// parseWeight returns a weight such as q=0.5 in thousandths, or -1 if it is
 // malformed.
 func parseWeight(s string) int {
 	if len(s) < 3 || len(s) > 7 || !strings.EqualFold(s[:2], "q=") || len(s) > 3 && s[3] != '.' || strings.Trim(s[2:], "0123456789.") != "" {
@@ -2622,8 +2668,8 @@ func parseWeight(s string) int {
 
 const eventStream = "text/event-stream"
 
-// compressible reports whether bodies of a media type, with or without
-// parameters, shrink. An event stream would too, but proxies hold back what they
+// compressible reports whether bodies of a media type shrink; parameters do not
+// matter. An event stream would too, but proxies hold back a body that they
 // cannot read.
 func compressible(contentType string) bool {
 	switch t := mediaType(contentType); t {
@@ -2643,22 +2689,22 @@ func compressible(contentType string) bool {
 	}
 }
 
-// mediaType returns the type in a Content-Type without its parameters, in
-// lower case.
+// mediaType returns the type of a Content-Type without parameters, in lower
+// case.
 func mediaType(contentType string) string {
 	t, _, _ := strings.Cut(contentType, ";")
 	return strings.ToLower(textproto.TrimString(t))
 }
 
-// These are shared by responses and never written to.
+// These values are shared by responses and never changed.
 var (
 	identityValue      = []string{"identity"}
 	varyAcceptEncoding = []string{"Accept-Encoding"}
 	nosniffValue       = []string{"nosniff"}
 )
 
-// addVary adds a field name to Vary unless it is there. The values that are
-// there may be shared with other responses.
+// addVary adds a field name to Vary unless it is there. It does not change the
+// slice that is there: other responses may share it.
 func addVary(h http.Header, field string) {
 	vary := h["Vary"]
 	switch {
@@ -2686,12 +2732,12 @@ func hasMember(lines []string, member string) bool {
 // encoding is an [Encoder] and its idle writers.
 type encoding struct {
 	Encoder
-	header []string  // Coding as the value of a field, shared by responses and never written to
+	header []string  // Coding as the value of a field, shared by responses and never changed
 	pool   sync.Pool // of EncodingWriter
 }
 
-// get returns a writer to dst. It goes back to the pool once it is closed, and
-// not after a panic, when somebody else may still be using it.
+// get returns a writer to dst. It goes back to the pool after its Close, and
+// not after a panic: then somebody else may still use it.
 func (e *encoding) get(dst io.Writer) EncodingWriter {
 	z, ok := e.pool.Get().(EncodingWriter)
 	if !ok {
@@ -2702,9 +2748,10 @@ func (e *encoding) get(dst io.Writer) EncodingWriter {
 }
 
 // releaseTimeout lifts every Timeout around w, just before the first byte of a
-// response that outlives them by nature. False means that one has fired, and
-// nothing may be written. It finds timeout.go's by their method releaseTimeout,
-// and the slowWriter of pprof.go, for which the request then ends.
+// response that outlives them by nature. It returns false if one has fired:
+// then nothing may be written. It calls the method releaseTimeout of
+// timeout.go's writer and of the slowWriter of pprof.go, for which the request
+// then ends.
 func releaseTimeout(w http.ResponseWriter) bool {
 	for ; w != nil; w = unwrap(w) {
 		if t, ok := w.(interface{ releaseTimeout() bool }); ok && !t.releaseTimeout() {
@@ -2714,11 +2761,11 @@ func releaseTimeout(w http.ResponseWriter) bool {
 	return true
 }
 
-// abortResponse aborts a response that has started: the client sees that it is not
-// whole, and what the handler still writes, an error's text for one, goes
-// nowhere. It reports whether that is certain, which it is not where no deadline
-// can be set. One in the past resets an HTTP/2 stream at once. On HTTP/1 it makes
-// net/http's last flush fail, and net/http closes the connection.
+// abortResponse aborts a response that has started: the client sees that it is
+// not whole, and later writes, such as the text of an error, fail. It reports
+// whether that is certain, which needs a deadline. A deadline in the past
+// resets an HTTP/2 stream at once. On HTTP/1 it makes net/http's last flush
+// fail, and net/http closes the connection.
 func abortResponse(w http.ResponseWriter) bool {
 	err := http.NewResponseController(w).SetWriteDeadline(time.Unix(1, 0))
 	for ; w != nil; w = unwrap(w) {
@@ -2737,9 +2784,9 @@ func abortResponse(w http.ResponseWriter) bool {
 	return false
 }
 
-// responseStarted reports whether a status has been chosen for the response, as far as
-// the wrappers of this package know. It asks timeout.go's by their method
-// responseStarted, and goes no further: the writers around them may be in use.
+// responseStarted reports whether the response has a status, as far as the
+// wrappers of this package know. It calls timeout.go's method responseStarted
+// and goes no further: the writers around a Timeout may be in use.
 func responseStarted(w http.ResponseWriter) bool {
 	for ; w != nil; w = unwrap(w) {
 		switch x := w.(type) {
@@ -2758,21 +2805,22 @@ func responseStarted(w http.ResponseWriter) bool {
 	return false
 }
 
-// abortResponseOrPanic is abortResponse for a handler's own goroutine. It panics with
-// [http.ErrAbortHandler] where nothing else aborts the response of a server.
+// abortResponseOrPanic is abortResponse for the handler's own goroutine. It
+// panics with [http.ErrAbortHandler] if nothing else aborts the response of a
+// server.
 func abortResponseOrPanic(w http.ResponseWriter, r *http.Request) {
 	if !abortResponse(w) && r.Context().Value(http.ServerContextKey) != nil {
 		panic(http.ErrAbortHandler)
 	}
 }
 
-// closeAfterResponse has net/http close an HTTP/1 connection after the response,
-// and not read the rest of the request first. The client, which may still be
-// sending, gets the response and half a second to read it: closed at once, with
-// data unread, the connection would be reset, and the response with it.
+// closeAfterResponse makes net/http close an HTTP/1 connection after the
+// response, without reading the rest of the request first. The client, which
+// may still be sending, has half a second to read the response: an immediate
+// close, with data unread, would reset the connection and lose the response.
 //
-// net/http does so for its own MaxBytesReader, whose private signal goes to the
-// innermost writer only.
+// net/http does so for its own MaxBytesReader, whose private signal reaches
+// only the innermost writer.
 func closeAfterResponse(w http.ResponseWriter) {
 	w.Header()["Connection"] = []string{"close"}
 	for inner := unwrap(w); inner != nil; inner = unwrap(w) {
@@ -2781,24 +2829,24 @@ func closeAfterResponse(w http.ResponseWriter) {
 	http.MaxBytesReader(w, io.NopCloser(strings.NewReader("x")), 0).Read(make([]byte, 1))
 }
 
-// closeIfTooLarge is [closeAfterResponse] for a 413 on HTTP/1. A wrapper hides
-// the signal of a handler's own MaxBytesReader from net/http.
+// closeIfTooLarge calls [closeAfterResponse] for a 413 on HTTP/1. A wrapper
+// hides the signal of a handler's own MaxBytesReader from net/http.
 func closeIfTooLarge(w http.ResponseWriter, r *http.Request, status int) {
 	if status == http.StatusRequestEntityTooLarge && r.ProtoMajor == 1 && r.ContentLength != 0 {
 		closeAfterResponse(w)
 	}
 }
 
-// closeNotify returns a channel that gets a value when the context ends of the
-// request whose client leaves. Wrappers have it as a method for code that takes
-// every ResponseWriter for an http.CloseNotifier.
+// closeNotify returns a channel that gets a value when the context of a request
+// ends. Wrappers have a CloseNotify for code that takes every ResponseWriter
+// for an http.CloseNotifier.
 func closeNotify(ctx context.Context) <-chan bool {
 	notify := make(chan bool, 1)
 	context.AfterFunc(ctx, func() { notify <- true })
 	return notify
 }
 
-// push is the Push of the first writer inside of w that has one.
+// push calls the Push of the first writer inside w that has one.
 func push(w http.ResponseWriter, target string, opts *http.PushOptions) error {
 	for ; w != nil; w = unwrap(w) {
 		if p, ok := w.(http.Pusher); ok {
@@ -2808,8 +2856,8 @@ func push(w http.ResponseWriter, target string, opts *http.PushOptions) error {
 	return http.ErrNotSupported
 }
 
-// logSuperfluous logs a WriteHeader that comes too late, with the place where
-// it does. net/http, which would log it, would name a wrapper of this package.
+// logSuperfluous logs a WriteHeader that comes too late, with its caller.
+// net/http would name a wrapper of this package.
 func logSuperfluous(ctx context.Context, status int) {
 	pcs := make([]uintptr, 16)
 	frames := runtime.CallersFrames(pcs[:runtime.Callers(2, pcs)])
@@ -2821,15 +2869,14 @@ func logSuperfluous(ctx context.Context, status int) {
 	Logger(ctx).Warn("superfluous WriteHeader", "status", status, "caller", caller)
 }
 
-// isWrapper reports whether a function is one of those that pass a WriteHeader
-// on.
+// isWrapper reports whether a function only passes a WriteHeader on.
 func isWrapper(function string) bool {
 	return strings.HasPrefix(function, "net/http.") || strings.Contains(function, ".(*responseWriter).") ||
 		strings.Contains(function, ".(*compressWriter).") || strings.Contains(function, ".(*timeoutWriter).")
 }
 
-// canFlush reports whether what is written to w can be flushed. The wrappers of
-// this package all have a Flush, so that the innermost writer tells.
+// canFlush reports whether w can be flushed. The wrappers of this package all
+// have a Flush, so the innermost writer decides.
 func canFlush(w http.ResponseWriter) bool {
 	for inner := unwrap(w); inner != nil; inner = unwrap(w) {
 		w = inner
@@ -2842,10 +2889,10 @@ func canFlush(w http.ResponseWriter) bool {
 }
 
 // rollingDeadline moves the connection's write deadline along with a response
-// that may last longer than WriteTimeout. It is armed before a write and cleared
-// once that is flushed, so that only a client which takes nothing is
-// disconnected. An armed deadline would reset an HTTP/2 stream that is merely
-// quiet.
+// that may last longer than WriteTimeout. It is set before each write and
+// cleared once that is flushed. So only a client that takes nothing is
+// disconnected, while a deadline that stays would reset an HTTP/2 stream that
+// is merely quiet.
 type rollingDeadline struct {
 	w         http.ResponseWriter
 	allowance time.Duration // for each write
@@ -2855,12 +2902,12 @@ type rollingDeadline struct {
 // that may last longer than WriteTimeout.
 const writeAllowance = 15 * time.Second
 
-// responseGrace is how much later than the end of a request's time a response may be
-// written that says so.
+// responseGrace is the time to write the response that says that a request's time
+// is over.
 const responseGrace = 5 * time.Second
 
-// writeTimeoutOf returns the WriteTimeout of the server of the request with this
-// context, 0 if there is none.
+// writeTimeoutOf returns the WriteTimeout of the server of the request with
+// this context, or 0.
 func writeTimeoutOf(ctx context.Context) time.Duration {
 	if srv, ok := ctx.Value(http.ServerContextKey).(*http.Server); ok {
 		return max(srv.WriteTimeout, 0)
@@ -2868,15 +2915,16 @@ func writeTimeoutOf(ctx context.Context) time.Duration {
 	return 0
 }
 
-// writePiece is as much as is written under one deadline.
+// writePiece is the most that is written under one deadline.
 const writePiece = 64 << 10
 
-// write writes p, each piece of it under a deadline of its own. The last one
-// stays, for the flush. That a deadline cannot be set is ignored: if the client
-// has left, the write fails too.
+// write writes p, each piece under a deadline of its own. The last deadline
+// stays, for the flush. An error of setting one is ignored: if the client has
+// disconnected, the write fails too.
 func (d rollingDeadline) write(p []byte) (n int, err error) {
 	for {
 		d.arm()
+
 		piece := p[n:min(len(p), n+writePiece)]
 		if len(piece) > 0 {
 			if _, err := d.w.Write(piece); err != nil {
@@ -2893,7 +2941,8 @@ func (d rollingDeadline) arm() { d.set(time.Now().Add(d.allowance)) }
 
 func (d rollingDeadline) clear() error { return d.set(time.Time{}) }
 
-// set ignores that a writer has no deadlines, as httptest.ResponseRecorder.
+// set ignores that a writer has no deadlines, such as an
+// httptest.ResponseRecorder.
 func (d rollingDeadline) set(deadline time.Time) error {
 	err := http.NewResponseController(d.w).SetWriteDeadline(deadline)
 	if errors.Is(err, http.ErrNotSupported) {

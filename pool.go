@@ -57,6 +57,7 @@ func (c *DatabaseConfig) withDefaults(prefix string) (DatabaseConfig, error) {
 	if c != nil {
 		d = *c
 	}
+
 	defaults := DefaultDatabaseConfig(d.DB)
 	d.MaxOpenConns = cmp.Or(d.MaxOpenConns, defaults.MaxOpenConns)
 	d.MaxIdleConns = cmp.Or(d.MaxIdleConns, defaults.MaxIdleConns)
@@ -94,8 +95,8 @@ func (c *DatabaseConfig) Apply() error {
 	if err != nil {
 		return err
 	}
-	// Zero is no limit to SetMaxOpenConns, and none to SetMaxIdleConns. Open
-	// goes first: lowered below idle, it would lower idle with it.
+	// Zero is no limit to SetMaxOpenConns, and no connection to SetMaxIdleConns.
+	// Open goes first: below idle, it would lower idle too.
 	d.DB.SetMaxOpenConns(max(d.MaxOpenConns, 0))
 	d.DB.SetMaxIdleConns(max(d.MaxIdleConns, 0))
 	d.DB.SetConnMaxLifetime(d.ConnMaxLifetime)
@@ -133,6 +134,7 @@ func (c *DatabaseConfig) Warm(ctx context.Context, n int) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	conns := make([]*sql.Conn, n)
+
 	var (
 		opened  sync.WaitGroup
 		failure error
@@ -142,16 +144,18 @@ func (c *DatabaseConfig) Warm(ctx context.Context, n int) error {
 		opened.Go(func() {
 			conn, err := d.DB.Conn(ctx)
 			if err != nil {
-				// What the others fail with from now on is only this.
+				// The errors of the others follow from this one.
 				failed.Do(func() { failure = err; cancel() })
 				return
 			}
 			conns[i] = conn
 		})
 	}
-	// None is given back before the last is open, or it would be taken for
-	// another of the n.
+
+	// None is given back before the last is open, or it would be taken again as
+	// one of the n.
 	opened.Wait()
+
 	for _, conn := range conns {
 		if conn != nil {
 			conn.Close()
@@ -167,9 +171,9 @@ func (c *DatabaseConfig) Warm(ctx context.Context, n int) error {
 // connections that the pool may open stay in use.
 var ErrPoolSaturated = errors.New("every connection of the pool is in use")
 
-// saturationWait is how long DatabaseHealth waits for a connection of a pool
-// that has none to give. A pool that is merely busy gives one sooner, and the
-// probe of an orchestrator, which waits a second, still gets the answer.
+// saturationWait is how long DatabaseHealth waits for a connection of a full
+// pool. A pool that is merely busy has one sooner, and the probe of an
+// orchestrator, which waits a second, still gets its response.
 const saturationWait = 250 * time.Millisecond
 
 // DatabaseHealth returns a check for [Health] that pings db within the time of
@@ -191,8 +195,8 @@ func DatabaseHealth(db *sql.DB) func(context.Context) error {
 		panic("conduit: DatabaseHealth: DB: is required")
 	}
 	return func(ctx context.Context) error {
-		// A connection that is bad is closed, so that after as many as are idle
-		// there is none left but a new one.
+		// Each bad connection is closed. After as many as are idle, the next one
+		// is new.
 		for dead := db.Stats().Idle; ; dead-- {
 			err := pingDatabase(ctx, db)
 			switch {
@@ -211,6 +215,7 @@ func pingDatabase(ctx context.Context, db *sql.DB) error {
 		return err
 	}
 	defer conn.Close()
+
 	var pings bool
 	if err := conn.Raw(func(c any) error { _, pings = c.(driver.Pinger); return nil }); err != nil {
 		return err
@@ -222,12 +227,12 @@ func pingDatabase(ctx context.Context, db *sql.DB) error {
 	return conn.QueryRowContext(ctx, "SELECT 1").Scan(&one)
 }
 
-// takeConn is db.Conn that does not wait long for a pool that is full. Only
-// then: who need not queue may be dialling, which takes the time it takes.
+// takeConn is db.Conn that does not wait long for a full pool. Otherwise it
+// sets no limit: db.Conn may be dialling, which takes its time.
 //
-// It has four outcomes: db.Conn's own, if its time was not limited or not up; the
-// pool is saturated, if it is full still; db.Conn once more, if there is room now
-// and what took too long was to dial; the end of ctx.
+// It has four outcomes. The result of db.Conn, if its time was not limited or
+// not up. A saturated pool, if it is still full. A second db.Conn, if there is
+// room now and dialling took too long. The end of ctx.
 func takeConn(ctx context.Context, db *sql.DB) (*sql.Conn, error) {
 	wait := ctx
 	if isFull(db) {
@@ -242,7 +247,7 @@ func takeConn(ctx context.Context, db *sql.DB) (*sql.Conn, error) {
 
 	conn, err := db.Conn(wait)
 	switch {
-	case wait.Err() == nil || !errors.Is(err, context.DeadlineExceeded): // it may be a driver's own
+	case wait.Err() == nil || !errors.Is(err, context.DeadlineExceeded): // or the error may be a driver's own
 		return conn, err
 	case isFull(db):
 		return nil, fmt.Errorf("%w: %d", ErrPoolSaturated, db.Stats().MaxOpenConnections)

@@ -56,8 +56,10 @@ func (c *ShutdownConfig) withDefaults() (ShutdownConfig, error) {
 	if c != nil {
 		d = *c
 	}
+
 	defaults := DefaultShutdownConfig()
 	d.Timeout = cmp.Or(d.Timeout, defaults.Timeout)
+
 	var errs errorList
 	errs.addShort("Timeout", d.Timeout)
 	errs.addShort("HookTimeout", d.HookTimeout)
@@ -65,9 +67,10 @@ func (c *ShutdownConfig) withDefaults() (ShutdownConfig, error) {
 	if len(errs) > 0 {
 		return d, errors.Join(errs...)
 	}
+
 	if d.Timeout > 0 {
 		if max(d.Delay, 0)+max(d.HookTimeout, 0) >= d.Timeout {
-			// What has its default was hardly meant to contradict Timeout.
+			// A default was hardly meant to contradict Timeout.
 			if d.Delay == defaults.Delay {
 				d.Delay = 0
 			}
@@ -75,6 +78,7 @@ func (c *ShutdownConfig) withDefaults() (ShutdownConfig, error) {
 				d.HookTimeout = 0
 			}
 		}
+
 		defaults.HookTimeout = min(defaults.HookTimeout, d.Timeout/4, (d.Timeout-max(d.Delay, 0))/2)
 		defaults.Delay = min(defaults.Delay, d.Timeout/4, (d.Timeout-max(d.HookTimeout, 0))/2)
 		explicit := max(d.Delay, 0) + max(d.HookTimeout, 0)
@@ -82,6 +86,7 @@ func (c *ShutdownConfig) withDefaults() (ShutdownConfig, error) {
 			return d, fmt.Errorf("conduit: Timeout: %v leaves no time to drain beside Delay, %v, and HookTimeout, %v", d.Timeout, d.Delay, d.HookTimeout)
 		}
 	}
+
 	d.HookTimeout = cmp.Or(d.HookTimeout, defaults.HookTimeout)
 	d.Delay = cmp.Or(d.Delay, defaults.Delay)
 	if d.Signals == nil {
@@ -135,7 +140,7 @@ func NewGracefulShutdown(srv *Server, cfg *ShutdownConfig) *GracefulShutdown {
 	return &GracefulShutdown{server: srv, config: c, trigger: make(chan struct{})}
 }
 
-// checkMade panics for a GracefulShutdown that NewGracefulShutdown has not made.
+// checkMade panics if NewGracefulShutdown has not made g.
 func (g *GracefulShutdown) checkMade() {
 	if g.server == nil {
 		panic("conduit: GracefulShutdown: was not made by NewGracefulShutdown")
@@ -192,6 +197,7 @@ func (g *GracefulShutdown) Run(ctx context.Context, l net.Listener) error {
 		signal.Notify(signals, g.config.Signals...)
 		defer signal.Stop(signals)
 	}
+
 	served := make(chan error, 1)
 	go func() {
 		if l == nil {
@@ -213,6 +219,7 @@ func (g *GracefulShutdown) Run(ctx context.Context, l net.Listener) error {
 	if !stopped {
 		delayed = g.delay(shutdownCtx)
 	}
+
 	drainCtx, cancelDrain := g.drainContext(shutdownCtx, start)
 	defer cancelDrain()
 	report := g.server.shutdown(drainCtx)
@@ -235,8 +242,9 @@ func (g *GracefulShutdown) Run(ctx context.Context, l net.Listener) error {
 	return err
 }
 
-// waitForCause returns when there is one to shut down. heard is how many signals
-// were; stopped says that the server has stopped without us, with this error.
+// waitForCause returns when there is a cause to shut down. heard is the number
+// of signals so far. stopped means that the server has stopped by itself, with
+// err.
 func (g *GracefulShutdown) waitForCause(ctx context.Context, signals <-chan os.Signal, served <-chan error) (heard int, stopped bool, err error) {
 	logger := g.server.logger
 	select {
@@ -253,7 +261,7 @@ func (g *GracefulShutdown) waitForCause(ctx context.Context, signals <-chan os.S
 	return heard, false, nil
 }
 
-// log logs what came of the shutdown.
+// log logs the result of the shutdown.
 func (g *GracefulShutdown) log(ctx context.Context, report shutdownReport, err error, durations ...slog.Attr) {
 	level, attrs := slog.LevelInfo, append([]slog.Attr{
 		slog.Int64("drained", report.drained),
@@ -279,8 +287,8 @@ func (g *GracefulShutdown) Shutdown() {
 
 var errSecondSignal = errors.New("conduit: Run: a second signal")
 
-// escalate hears the signals that come during a shutdown; heard says how many
-// came before. It returns when the shutdown has finished.
+// escalate handles the signals during a shutdown, of which heard came before.
+// It returns when the shutdown has finished.
 func (g *GracefulShutdown) escalate(signals <-chan os.Signal, heard int, abort context.CancelCauseFunc, finished <-chan struct{}) {
 	for {
 		select {
@@ -300,9 +308,9 @@ func (g *GracefulShutdown) escalate(signals <-chan os.Signal, heard int, abort c
 	}
 }
 
-// exitStatus is what a shell reports for a process that the signal killed.
-// Raising the signal again would not do: a process that was started with it
-// ignored, as one in the background of a script is, would live on.
+// exitStatus returns the status that a shell reports for a process killed by
+// the signal. Raising the signal again would not do: a process that was started
+// with it ignored, as in the background of a script, would live on.
 func exitStatus(sig os.Signal) int {
 	if n, ok := sig.(syscall.Signal); ok {
 		return 128 + int(n)
@@ -310,7 +318,7 @@ func exitStatus(sig os.Signal) int {
 	return 1
 }
 
-// drainContext returns a context that ends when the hooks' time begins.
+// drainContext returns a context that ends when the time of the hooks starts.
 func (g *GracefulShutdown) drainContext(ctx context.Context, start time.Time) (context.Context, context.CancelFunc) {
 	if g.config.Timeout < 0 {
 		return context.WithCancel(ctx)
@@ -318,9 +326,9 @@ func (g *GracefulShutdown) drainContext(ctx context.Context, start time.Time) (c
 	return context.WithDeadline(ctx, start.Add(g.config.Timeout-max(g.config.HookTimeout, 0)))
 }
 
-// delay serves on while clients leave, and returns how long it did. It is kept
-// whole even when no connection is open: a client that was told to close is
-// dialling again at that very moment.
+// delay serves on while clients disconnect, and returns how long it did. It
+// does not end early when no connection is open: a client that was told to
+// close dials again at that very moment.
 func (g *GracefulShutdown) delay(ctx context.Context) time.Duration {
 	start := time.Now()
 	g.server.Drain()
@@ -339,8 +347,7 @@ func pause(ctx context.Context, d time.Duration) {
 	<-ctx.Done()
 }
 
-// runHooks runs the hooks, last in first out, including those that are
-// registered meanwhile.
+// runHooks runs the hooks, last in first out, with those that a hook registers.
 func (g *GracefulShutdown) runHooks(ctx context.Context, start time.Time) error {
 	var deadline time.Time
 	switch {
@@ -349,6 +356,7 @@ func (g *GracefulShutdown) runHooks(ctx context.Context, start time.Time) error 
 	case g.config.Timeout > 0:
 		deadline = start.Add(g.config.Timeout)
 	}
+
 	var errs []error
 	for {
 		g.mu.Lock()
@@ -372,7 +380,7 @@ func (g *GracefulShutdown) runHooks(ctx context.Context, start time.Time) error 
 	}
 }
 
-// runHook runs one hook and gives up on it when its context ends.
+// runHook runs one hook, and abandons it when its context has ended.
 func runHook(ctx context.Context, hook func(context.Context) error) error {
 	done := runSafely(ctx, hook)
 	select {
@@ -388,7 +396,7 @@ func runHook(ctx context.Context, hook func(context.Context) error) error {
 	}
 }
 
-// hookGrace is how much later than its context's end a hook may return.
+// hookGrace is how long a hook may take to return after its context has ended.
 const hookGrace = 50 * time.Millisecond
 
 func hookName(hook func(context.Context) error) string {

@@ -62,12 +62,14 @@ func (c *TimeoutConfig) withDefaults() (TimeoutConfig, error) {
 	if c != nil {
 		d = *c
 	}
+
 	d.Status = cmp.Or(d.Status, http.StatusServiceUnavailable)
 	d.Message = cmp.Or(d.Message, http.StatusText(d.Status)+"\n")
 	if d.ContentType == "" && json.Valid([]byte(d.Message)) {
 		d.ContentType = "application/json"
 	}
 	d.ContentType = cmp.Or(d.ContentType, "text/plain; charset=utf-8")
+
 	var errs errorList
 	if d.Duration <= 0 {
 		errs.add("Duration: %v is not positive", d.Duration)
@@ -138,29 +140,29 @@ func TimeoutWith(cfg *TimeoutConfig) Middleware {
 	}
 }
 
-// The states of a request under a Timeout, held by its timeoutWriter. It leaves
-// timeoutRunning once: the handler's end, a release and the timer race for it,
-// and the first one has its way.
+// The states of a request under a Timeout, held by its timeoutWriter. The end of
+// the handler, a release and the timer race to end timeoutRunning, and the first
+// one wins.
 const (
 	timeoutRunning = iota
 
-	// Set by releaseTimeout and Hijack. The handler may take as long as it likes;
+	// Set by releaseTimeout and Hijack. The handler may take any time;
 	// timeoutEnded follows.
 	timeoutReleased
 
-	// Set when the handler has returned in time, by endInTime. Its response is
-	// completed, and what is written later passes through.
+	// Set by endInTime, when the handler has returned in time. Its response is
+	// completed, and later writes pass through.
 	timeoutEnded
 
-	// Set by the timer. Nothing that the handler does reaches the client any more:
-	// the serving goroutine responds, or the timer's if the Timeout is Fast.
+	// Set by the timer. The handler reaches the client no more: the serving
+	// goroutine responds, or if Fast the timer's.
 	timeoutFired
 )
 
 type timeoutHandler struct {
 	TimeoutConfig
 	next                       http.Handler
-	contentType, contentLength []string  // shared by all responses, never written to
+	contentType, contentLength []string  // shared by all responses, never changed
 	workers                    sync.Pool // of *timeoutWorker
 }
 
@@ -189,14 +191,15 @@ func (h *timeoutHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// serveInGoroutine runs the handler on a goroutine of its own, which it leaves
-// behind if the time is up.
+// serveInGoroutine runs the handler on a goroutine of its own, which it
+// abandons when the time is up.
 func (h *timeoutHandler) serveInGoroutine(t *timeoutWriter, k *timeoutWorker) {
 	go k.run()
 	<-k.done
+
 	if t.state.Load() == timeoutFired {
-		// The router is asked again: the copy of the request that it has
-		// marked is the handler's now.
+		// Ask the router again for the pattern: the copy of the request that
+		// has it belongs to the handler now.
 		r := t.original
 		probe := &http.Request{Method: r.Method, Host: r.Host, URL: &url.URL{Path: t.path}}
 		r.Pattern = cmp.Or(patternOf(h.next, probe), r.Pattern)
@@ -219,13 +222,14 @@ func (h *timeoutHandler) serveInGoroutine(t *timeoutWriter, k *timeoutWorker) {
 	t.finish()
 }
 
-// serveInline runs the handler on this goroutine; the timer's responds for it.
+// serveInline runs the handler on this goroutine. The timer's goroutine
+// responds for it.
 func (h *timeoutHandler) serveInline(t *timeoutWriter, k *timeoutWorker) {
 	returned := false
 	defer func() {
 		t.endInTime()
 		if !h.stop(k) {
-			<-k.done // the timer's goroutine may be at work on the response
+			<-k.done // the timer's goroutine may be writing the response
 		}
 		t.waitForWrites()
 		copyBack(t.original, &t.request)
@@ -240,12 +244,13 @@ func (h *timeoutHandler) serveInline(t *timeoutWriter, k *timeoutWorker) {
 		}
 		t.finish()
 	}()
+
 	h.next.ServeHTTP(t, &t.request)
 	returned = true
 }
 
-// timeoutWorker is what costs an allocation and can be used again: a timer, a
-// channel, and the functions to start them with.
+// timeoutWorker holds the parts that cost an allocation and can be used again:
+// a timer, a channel, and the function for the go statement.
 type timeoutWorker struct {
 	t      *timeoutWriter
 	timer  *time.Timer
@@ -256,8 +261,8 @@ type timeoutWorker struct {
 
 // worker returns a worker for t whose timer runs.
 func (h *timeoutHandler) worker(t *timeoutWriter, now time.Time) *timeoutWorker {
-	// In a testing/synctest bubble, where alone the time has no monotonic
-	// part, timers and channels must not come from outside nor go there.
+	// In a testing/synctest bubble timers and channels must not come from outside
+	// nor go there. Only in a bubble has the time no monotonic part.
 	shared := now != now.Round(0)
 	if shared {
 		if k, ok := h.workers.Get().(*timeoutWorker); ok {
@@ -266,14 +271,15 @@ func (h *timeoutHandler) worker(t *timeoutWriter, now time.Time) *timeoutWorker 
 			return k
 		}
 	}
+
 	k := &timeoutWorker{t: t, done: make(chan struct{}, 1), shared: shared}
 	k.run = k.serve
 	k.timer = time.AfterFunc(h.Duration, k.expire)
 	return k
 }
 
-// stop stops the timer and reports whether it did. Only then is the worker
-// used again, for a timer that has fired is still at work on it.
+// stop stops the timer and reports whether it did. Only then is the worker used
+// again: a timer that has fired still works on it.
 func (h *timeoutHandler) stop(k *timeoutWorker) bool {
 	stopped := k.timer.Stop()
 	if stopped && k.shared {
@@ -302,6 +308,7 @@ func (k *timeoutWorker) serve() {
 		}
 		t.cleanUpLate()
 	}()
+
 	t.handler.next.ServeHTTP(t, &t.request)
 	returned = true
 }
@@ -331,10 +338,11 @@ func (k *timeoutWorker) expire() {
 		t.countAbandoned(-1)
 	}
 	if !fired && !t.handler.Fast {
-		return // the handler's goroutine says when it has ended
+		return // the handler's goroutine sends to done
 	}
+
 	defer func() {
-		if value := recover(); value != nil { // in somebody's ResponseWriter
+		if value := recover(); value != nil { // from a ResponseWriter outside
 			t.panicked = wrapPanic(value)
 		}
 		k.done <- struct{}{}
@@ -344,9 +352,9 @@ func (k *timeoutWorker) expire() {
 	}
 }
 
-// timeoutWriter is the handler's ResponseWriter and the context of its
-// request. It has a header map of its own, since a handler that was left
-// behind may still write to it, and lets nothing of such a handler through.
+// timeoutWriter is the handler's ResponseWriter and the context of its request.
+// It has a header map of its own, since an abandoned handler may still write to
+// it, and lets no write of such a handler through.
 type timeoutWriter struct {
 	http.ResponseWriter
 	context.Context
@@ -360,7 +368,7 @@ type timeoutWriter struct {
 	started atomic.Bool // the header is written; set with mu held
 
 	mu     sync.Mutex  // held over each write
-	header http.Header // nil until the handler asks for it
+	header http.Header // nil until the handler calls Header
 
 	// control is held while a deadline is set. It is not mu, because a
 	// deadline may be what ends a write.
@@ -387,9 +395,8 @@ func (t *timeoutWriter) extendWriteDeadline() {
 	http.NewResponseController(t.ResponseWriter).SetWriteDeadline(t.deadline.Add(responseGrace))
 }
 
-// checkOpen returns the error with which a use is refused, nil if it is not.
-// After a handler that has ended in time nothing is: a router may respond to an
-// error that its handler has returned.
+// checkOpen returns an error if the timeout has fired. A handler that has ended
+// in time leaves the writer open: a router may respond to its error.
 func (t *timeoutWriter) checkOpen() error {
 	if t.state.Load() == timeoutFired {
 		return ErrTimeout
@@ -397,12 +404,12 @@ func (t *timeoutWriter) checkOpen() error {
 	return nil
 }
 
-// Unwrap is for [http.ResponseController] and for conduit's own walk to
-// releaseTimeout.
+// Unwrap is for [http.ResponseController] and for the functions of conduit.go
+// that look for releaseTimeout and responseStarted.
 func (t *timeoutWriter) Unwrap() http.ResponseWriter { return t.ResponseWriter }
 
-// Header returns the handler's own header, which starts as a copy of what the
-// middleware outside has set.
+// Header returns the handler's own header, which starts as a copy of the outer
+// one.
 func (t *timeoutWriter) Header() http.Header {
 	switch {
 	case t.state.Load() == timeoutEnded:
@@ -448,22 +455,24 @@ func (t *timeoutWriter) writeInformational(status int) {
 	h := t.ResponseWriter.Header()
 	outer := maps.Clone(h)
 	replaceHeader(h, t.header)
-	// It is not sent, but with it net/http's HTTP/2 encodes a copy. It would
-	// read the map itself even when we have gone on, if the client has reset
-	// the stream.
+
+	// It is not sent, but with it net/http's HTTP/2 encodes a copy. Otherwise, if
+	// the client has reset the stream, it may read the map after WriteHeader has
+	// returned.
 	h["Content-Length"] = nil
 	t.ResponseWriter.WriteHeader(status)
 	replaceHeader(h, outer)
 }
 
 // commit makes the handler's header that of the response. It is called with mu
-// held, before anything is written.
+// held, before the first write.
 func (t *timeoutWriter) commit() error {
 	if t.started.Load() {
 		return nil
 	}
 	t.started.Store(true)
-	// Only now is it certain that a timer which fires sees a write to end.
+
+	// Since started is set, a timer that fires from now on sees it.
 	if err := t.checkOpen(); err != nil {
 		t.started.Store(false)
 		return err
@@ -479,7 +488,7 @@ func replaceHeader(dst, src http.Header) {
 	maps.Copy(dst, src)
 }
 
-// start is what precedes a write.
+// start is called before each write, with mu held.
 func (t *timeoutWriter) start() error {
 	if err := t.checkOpen(); err != nil {
 		return err
@@ -505,8 +514,8 @@ func (t *timeoutWriter) WriteString(p string) (int, error) {
 	return io.WriteString(t.ResponseWriter, p)
 }
 
-// ReadFrom keeps sendfile for regular files. Whatever else may block when it
-// is read, and must not hold the lock then.
+// ReadFrom keeps sendfile for regular files. Other sources may block, which
+// must not happen with mu held.
 func (t *timeoutWriter) ReadFrom(src io.Reader) (int64, error) {
 	rf, ok := t.ResponseWriter.(io.ReaderFrom)
 	if !ok || !readsFile(src) {
@@ -543,7 +552,7 @@ func readsFile(src io.Reader) bool {
 	return err == nil && info.Mode().IsRegular()
 }
 
-// Flush is FlushError for those who look for an [http.Flusher].
+// Flush is FlushError for callers that look for an [http.Flusher].
 func (t *timeoutWriter) Flush() { t.FlushError() }
 
 func (t *timeoutWriter) FlushError() error {
@@ -573,8 +582,7 @@ func (t *timeoutWriter) Push(target string, opts *http.PushOptions) error {
 	return push(t.ResponseWriter, target, opts)
 }
 
-// Hijack releases the timeout: what becomes of the connection is no longer a
-// response.
+// Hijack releases the timeout: a hijacked connection has no response.
 func (t *timeoutWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -582,6 +590,7 @@ func (t *timeoutWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	if err := t.checkOpen(); err != nil {
 		return nil, nil, err
 	}
+
 	conn, buf, err := http.NewResponseController(t.ResponseWriter).Hijack()
 	if err != nil && released {
 		t.state.CompareAndSwap(timeoutReleased, timeoutRunning)
@@ -611,28 +620,27 @@ func (t *timeoutWriter) withControl(set func(*http.ResponseController) error) er
 }
 
 // releaseTimeout lifts the timeout for good and leaves the context alone. It
-// reports false if the timeout has fired, after which nothing may be written.
-// It takes no lock, for a released response is usually inside a write.
+// returns false if the timeout has fired, after which nothing may be written.
+// It takes no lock: a released response is usually inside a write.
 //
-// The function releaseTimeout in conduit.go calls it for what outlives a timeout
-// by nature.
+// The function releaseTimeout in conduit.go calls it, for responses that
+// outlive a timeout by nature.
 func (t *timeoutWriter) releaseTimeout() bool {
 	return t.state.CompareAndSwap(timeoutRunning, timeoutReleased) || t.state.Load() != timeoutFired
 }
 
-// responseStarted reports whether the handler has started its response. The function
-// responseStarted in conduit.go calls it.
+// responseStarted reports whether the handler has started its response. The
+// function responseStarted in conduit.go calls it.
 func (t *timeoutWriter) responseStarted() bool { return t.started.Load() }
 
-// endInTime notes that the handler has ended and reports whether that was in
-// time.
+// endInTime notes that the handler has ended, and reports whether in time.
 func (t *timeoutWriter) endInTime() bool {
 	return t.state.CompareAndSwap(timeoutRunning, timeoutEnded) ||
 		t.state.CompareAndSwap(timeoutReleased, timeoutEnded)
 }
 
-// waitForWrites waits for what goroutines of a handler that has ended are about
-// to write, and cancels its context.
+// waitForWrites waits for writes by other goroutines of a handler that has
+// ended, and cancels its context.
 func (t *timeoutWriter) waitForWrites() {
 	t.control.Lock()
 	defer t.control.Unlock()
@@ -644,8 +652,8 @@ func (t *timeoutWriter) waitForWrites() {
 }
 
 // finish completes the response of a handler that has returned in time: with
-// its header if it wrote nothing, with its trailers if it did. What comes later
-// goes straight to the ResponseWriter inside, header included.
+// its header if it wrote nothing, with its trailers if it did. Later calls go
+// straight to the ResponseWriter inside, those of Header too.
 func (t *timeoutWriter) finish() {
 	switch {
 	case t.state.Load() == timeoutFired:
@@ -659,18 +667,19 @@ func (t *timeoutWriter) finish() {
 	t.started.Store(true)
 }
 
-// writeTimeoutResponse responds for a handler that is late. It reports false if
-// the response had started, which then has to be aborted. Since the state became
-// timeoutFired the handler starts no new write; the one that it may be in is
-// waited for.
+// writeTimeoutResponse responds for a late handler. It returns false if the
+// response had started, which the caller must abort. In state timeoutFired the
+// handler starts no new write; this waits for the one that it may be in.
 func (t *timeoutWriter) writeTimeoutResponse() bool {
 	t.control.Lock()
 	defer t.control.Unlock()
 	defer t.freeReader()
+
 	rc := http.NewResponseController(t.ResponseWriter)
 	if t.started.Load() {
 		rc.SetWriteDeadline(time.Unix(1, 0))
 	}
+
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.started.Load() {
@@ -682,24 +691,25 @@ func (t *timeoutWriter) writeTimeoutResponse() bool {
 	clearRepresentation(header)
 	header["Content-Type"] = h.contentType
 	header["Content-Length"] = h.contentLength
+
 	http1 := t.original.ProtoMajor == 1
-	switch { // on HTTP/2 either would close the other streams
+	switch { // on HTTP/2 either would end the other streams too
 	case http1 && t.hasBody():
-		// net/http would wait for a handler that is stuck in Read to read the
-		// rest of the body.
+		// Otherwise net/http waits for a handler that is stuck in Read, to read
+		// the rest of the body.
 		closeAfterResponse(t.ResponseWriter)
 	case http1 && h.Fast:
 		header["Connection"] = []string{"close"}
 	}
 
-	// The response ends by its Content-Length, whatever the handler still does.
+	// The response must end by its Content-Length, whatever the handler does.
 	disableCompression(t.ResponseWriter)
 	t.ResponseWriter.WriteHeader(h.Status)
 	io.WriteString(t.ResponseWriter, h.Message)
 	rc.Flush()
 	if h.Fast && !http1 {
-		// The end of the stream comes with the handler's. If that does
-		// not come soon, a reset has to do.
+		// The stream ends with the handler. If that is not soon, it ends with a
+		// reset.
 		rc.SetWriteDeadline(time.Now().Add(time.Second))
 	}
 	return true
@@ -710,17 +720,17 @@ func (t *timeoutWriter) hasBody() bool {
 }
 
 // freeReader frees a handler that waits for the request's body. The deadline
-// ends its Read and Close makes the next one fail: net/http lifts the deadline
-// of a Read that it finds when it ends the request, and would then wait for the
-// rest of the body without one.
+// ends its Read, and Close makes the next one fail. Without Close, net/http
+// would lift the deadline of a Read that it finds at the end of the request,
+// and wait without one for the rest of the body.
 func (t *timeoutWriter) freeReader() {
 	if t.hasBody() && http.NewResponseController(t.ResponseWriter).SetReadDeadline(time.Unix(1, 0)) == nil {
 		t.original.Body.Close()
 	}
 }
 
-// countAbandoned counts the handlers that the timeout has left behind. A shutdown
-// waits for them too: its hooks close what they use.
+// countAbandoned counts abandoned handlers. A shutdown waits for them: its
+// hooks close what they use.
 func (t *timeoutWriter) countAbandoned(n int64) {
 	if s := serverFrom(t.Context); s != nil && !t.handler.Fast {
 		s.requests.Add(n)
@@ -728,7 +738,7 @@ func (t *timeoutWriter) countAbandoned(n int64) {
 	}
 }
 
-// cleanUpLate is the end of a handler that was left behind.
+// cleanUpLate ends an abandoned handler.
 func (t *timeoutWriter) cleanUpLate() {
 	defer t.countAbandoned(-1)
 	if p, ok := t.panicked.(*panicError); ok {
@@ -748,8 +758,8 @@ func (t *timeoutWriter) cleanUpLate() {
 }
 
 // timeoutContext is the cancellable part of a timeoutWriter's context. It is
-// made when it is asked for: few handlers do that, and it costs as much as the
-// rest of the timeout.
+// made on demand: few handlers need it, and it costs as much as the rest of the
+// timeout.
 type timeoutContext struct {
 	context.Context
 	cancel context.CancelCauseFunc
@@ -769,7 +779,7 @@ func (t *timeoutWriter) cancellable() *timeoutContext {
 		c.cancel(context.Canceled)
 		return t.context.Load()
 	}
-	if t.state.Load() == timeoutEnded { // and nobody else will cancel it
+	if t.state.Load() == timeoutEnded { // nobody else will cancel it
 		c.cancel(context.Canceled)
 	}
 	return c
@@ -783,9 +793,9 @@ func (t *timeoutWriter) Deadline() (time.Time, bool) {
 	return deadline, ok
 }
 
-// Done returns a channel other than that of the cancelled context inside, so
-// that contexts derived from this one ask it for its Err instead of taking
-// over [context.Canceled].
+// Done returns another channel than the cancelled context inside, so that
+// derived contexts ask this one for its Err and do not take over
+// [context.Canceled].
 func (t *timeoutWriter) Done() <-chan struct{} { return t.cancellable().done }
 
 // Err is [context.DeadlineExceeded] after a timeout.
@@ -810,8 +820,7 @@ func (t *timeoutWriter) Value(key any) any {
 	return t.Context.Value(key)
 }
 
-// AfterFunc is what package context looks for in order to follow a context
-// that is not its own without a goroutine.
+// AfterFunc lets package context follow a foreign context without a goroutine.
 func (t *timeoutWriter) AfterFunc(f func()) (stop func() bool) {
 	return context.AfterFunc(t.cancellable().Context, f)
 }
