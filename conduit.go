@@ -15,7 +15,7 @@
 // # Configuration
 //
 // [Timeout] has the defaults, [TimeoutWith] takes a configuration, and other
-// parts do alike. For every configuration, unless its comment says otherwise:
+// parts do the same. For every configuration, unless its comment says otherwise:
 //
 //   - It is copied.
 //   - A zero field means its default, a negative duration or size none.
@@ -122,11 +122,11 @@ type Config struct {
 
 	// TLSConfig turns on TLS too. It needs certificates unless CertFile is set,
 	// which wins. Without CipherSuites a clone of it gets Go's secure ones except
-	// CBC mode. The configs of its GetConfigForClient are completed alike.
+	// CBC mode. The configs of its GetConfigForClient are completed too.
 	TLSConfig *tls.Config
 
-	// MinTLSVersion is the oldest TLS version. Default: tls.VersionTLS12; older is
-	// an error. A newer MinVersion of TLSConfig wins.
+	// MinTLSVersion is the oldest TLS version to accept. Default:
+	// tls.VersionTLS12; older is an error. A newer MinVersion of TLSConfig wins.
 	MinTLSVersion uint16
 
 	// Database, if set, is applied by [New].
@@ -1061,11 +1061,11 @@ const healthTimeout = 5 * time.Second
 // no-store. Methods other than GET and HEAD get 405.
 //
 // Checks run one after the other, within 5 seconds together; requests that come
-// meanwhile share the result. The context ends with the 5 seconds and has the
-// values of the request that started the checks. A check fails if it returns an
-// error, panics or is late. Until a late one returns, requests get 503 at once
-// and no check runs. Errors are logged, never sent. Health panics if a check is
-// nil.
+// meanwhile share the result. A check's context ends with the 5 seconds and has
+// the values of the request that started the checks. A check fails if it
+// returns an error, panics or is late. Until a late one returns, requests get
+// 503 at once and no check runs. Errors are logged, never sent. Health panics
+// if a check is nil.
 func Health(checks ...func(context.Context) error) http.Handler {
 	for i, check := range checks {
 		if check == nil {
@@ -1201,9 +1201,8 @@ type Middleware = func(http.Handler) http.Handler
 // nil or returns nil.
 //
 // The usual order is [RequestID], [Recovery], [Logging], [Timeout],
-// [Compression]: the log line then has the id and the status that Recovery
-// sends for a panic, and a timeout can replace a response that Compression
-// holds back.
+// [Compression]: the log line then has the id and Recovery's status for a
+// panic, and a timeout can replace a response that Compression holds back.
 func Chain(mw ...Middleware) Middleware {
 	for i, m := range mw {
 		if m == nil {
@@ -1439,9 +1438,9 @@ func (x *responseWriter) FlushError() error {
 
 const noDeadline = -1
 
-// The deadlines are forwarded here, and not through Unwrap, so that they end with
-// the handler. A goroutine that outlives it would otherwise set those of the next
-// request (HTTP/1) or crash the process (HTTP/2).
+// The deadlines are forwarded here, and not through Unwrap, so that they end
+// with the handler. A goroutine that outlives it would otherwise set those of
+// the next request (HTTP/1) or crash the process (HTTP/2).
 
 func (x *responseWriter) SetReadDeadline(deadline time.Time) error {
 	if err := x.checkOpen(); err != nil {
@@ -2595,8 +2594,8 @@ func disableCompression(w http.ResponseWriter) {
 // preference. An offer counts if Accept-Encoding has it, or else a *, with a
 // weight above 0. The highest weight wins, of equal ones the earlier offer;
 // identity wins only if it is named with a higher one. Malformed weights are
-// ignored, and of contradicting ones the lower one counts. See [RFC 9110,
-// Section 12.5.3].
+// ignored, and of contradicting ones the lower one counts. See
+// [RFC 9110, Section 12.5.3].
 //
 // [RFC 9110, Section 12.5.3]: https://www.rfc-editor.org/rfc/rfc9110#section-12.5.3
 func negotiate(header http.Header, offers ...string) string {
@@ -2902,8 +2901,8 @@ type rollingDeadline struct {
 // that may last longer than WriteTimeout.
 const writeAllowance = 15 * time.Second
 
-// responseGrace is the time to write the response that says that a request's time
-// is over.
+// responseGrace is the time to write the response that says that the time of a
+// request is over.
 const responseGrace = 5 * time.Second
 
 // writeTimeoutOf returns the WriteTimeout of the server of the request with

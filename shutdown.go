@@ -96,8 +96,8 @@ func (c *ShutdownConfig) withDefaults() (ShutdownConfig, error) {
 	return d, nil
 }
 
-// GracefulShutdown runs a [Server] until it is told to stop, and then stops it
-// without losing a request, in this order:
+// GracefulShutdown runs a [Server] until a signal, and then stops it without
+// losing a request, in this order:
 //
 //  1. The channel of [Draining] closes and [Health] responds with 503.
 //     Connections and requests are still accepted.
@@ -107,8 +107,8 @@ func (c *ShutdownConfig) withDefaults() (ShutdownConfig, error) {
 //  4. The listener closes once its queue is empty.
 //  5. Responses carry Connection: close again, for up to 250 ms, until no
 //     connection is left.
-//  6. Idle connections close, and requests may end. When the time is up, their
-//     contexts are cancelled and their connections closed.
+//  6. Idle connections close, and running requests may end. When the time is
+//     up, their contexts are cancelled and their connections closed.
 //  7. The hooks run.
 //
 // A second signal aborts the drain and goes on with the hooks. A third ends the
