@@ -2791,7 +2791,7 @@ func TestShutdownGoesThroughItsPhases(t *testing.T) {
 			t.Errorf("took %v, want Delay and at most 250 ms more", took)
 		}
 		line := g.logs.find("shutdown")
-		if len(line) != 1 || line[0]["level"] != "INFO" || line[0]["delay"] != float64(5*time.Second) || line[0]["aborted"] != 0.0 || line[0]["drained"].(float64) < 50 {
+		if len(line) != 1 || line[0]["level"] != "INFO" || line[0]["delay"] != float64(5*time.Second) || line[0]["aborted_connections"] != 0.0 || line[0]["drained"].(float64) < 50 {
 			t.Errorf("logged %v", line)
 		}
 	})
@@ -3030,7 +3030,7 @@ func TestShutdownClosesConnectionsAtItsDeadline(t *testing.T) {
 		if !hooked {
 			t.Error("the hook did not run")
 		}
-		if line := g.logs.find("shutdown"); len(line) != 1 || line[0]["level"] != "ERROR" || line[0]["aborted"] != 2.0 {
+		if line := g.logs.find("shutdown"); len(line) != 1 || line[0]["level"] != "ERROR" || line[0]["aborted_connections"] != 2.0 {
 			t.Errorf("logged %v", line)
 		}
 	})

@@ -265,7 +265,7 @@ func (g *GracefulShutdown) waitForCause(ctx context.Context, signals <-chan os.S
 func (g *GracefulShutdown) log(ctx context.Context, report shutdownReport, err error, durations ...slog.Attr) {
 	level, attrs := slog.LevelInfo, append([]slog.Attr{
 		slog.Int64("drained", report.drained),
-		slog.Int64("aborted", report.aborted),
+		slog.Int64("aborted_connections", report.aborted),
 		slog.Int64("hijacked_waited", report.hijackedWaited),
 		slog.Int64("hijacked_left", report.hijackedLeft),
 		slog.Duration("accept", report.accepting),
