@@ -2,6 +2,7 @@ package conduit_test
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"crypto/subtle"
 	"crypto/tls"
@@ -66,6 +67,41 @@ func Example() {
 	// Output:
 	// hello, gopher
 	// <nil>
+}
+
+// A body that is too long, or is no JSON, gets an error in JSON.
+func Example_bodyLimit() {
+	writeError := func(w http.ResponseWriter, status int, message string) {
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(status)
+		json.NewEncoder(w).Encode(map[string]string{"error": message})
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST /orders", func(w http.ResponseWriter, r *http.Request) {
+		var order struct{ Item string }
+		err := json.NewDecoder(http.MaxBytesReader(w, r.Body, 1<<10)).Decode(&order)
+		if tooLarge, ok := errors.AsType[*http.MaxBytesError](err); ok {
+			writeError(w, http.StatusRequestEntityTooLarge, fmt.Sprintf("the body has more than %d bytes", tooLarge.Limit))
+			return
+		}
+		if err != nil {
+			writeError(w, http.StatusBadRequest, "the body is not the JSON of an order")
+			return
+		}
+		w.WriteHeader(http.StatusCreated)
+	})
+
+	for _, item := range []string{`"tea"`, `tea`, `"` + strings.Repeat("tea", 1000) + `"`} {
+		w := httptest.NewRecorder()
+		mux.ServeHTTP(w, httptest.NewRequest("POST", "/orders", strings.NewReader(`{"item": `+item+`}`)))
+		fmt.Print(w.Code, "\n", w.Body)
+	}
+	// Output:
+	// 201
+	// 400
+	// {"error":"the body is not the JSON of an order"}
+	// 413
+	// {"error":"the body has more than 1024 bytes"}
 }
 
 // The defaults, but for uploads that may take two minutes.
@@ -462,6 +498,55 @@ func ExampleLoggingWith() {
 	// level=INFO msg=request method=GET path=/orders/42 pattern="GET /orders/{id}" status=200 bytes=9 tenant=acme
 }
 
+// Durations in milliseconds, for whatever reads the log. JSONHandler writes
+// nanoseconds by itself.
+func ExampleConfig_milliseconds() {
+	out := new(bytes.Buffer) // os.Stderr in a service
+	logger := slog.New(slog.NewJSONHandler(out, &slog.HandlerOptions{
+		ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+			if a.Value.Kind() == slog.KindDuration {
+				return slog.Float64(a.Key+"_ms", a.Value.Duration().Seconds()*1000)
+			}
+			return a
+		},
+	}))
+	srv, err := conduit.New(&conduit.Config{
+		Handler: conduit.Logging()(http.NotFoundHandler()),
+		Logger:  logger,
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		log.Fatal(err)
+	}
+	served := make(chan error)
+	go func() { served <- srv.Serve(l) }()
+	res, err := http.Get("http://" + l.Addr().String() + "/orders")
+	if err != nil {
+		log.Fatal(err)
+	}
+	res.Body.Close()
+	if err := errors.Join(srv.Close(), <-served); err != nil {
+		log.Fatal(err)
+	}
+
+	for line := range strings.Lines(out.String()) {
+		var request struct {
+			Path     string  `json:"path"`
+			Duration float64 `json:"duration_ms"`
+		}
+		if err := json.Unmarshal([]byte(line), &request); err != nil {
+			log.Fatal(err)
+		}
+		if request.Path != "" {
+			fmt.Println(request.Path, 0 < request.Duration && request.Duration < 10_000)
+		}
+	}
+	// Output: /orders true
+}
+
 // A handler that takes too long is answered for, whether it heeds its context
 // or not.
 func ExampleTimeout() {
@@ -474,6 +559,46 @@ func ExampleTimeout() {
 	handler.ServeHTTP(w, httptest.NewRequest("GET", "/", nil))
 	fmt.Println(w.Code, w.Body)
 	// Output: 503 Service Unavailable
+}
+
+// Of two timeouts around a handler the shorter one fires, so each route has its
+// own, and the chain has none.
+func ExampleTimeout_perRoute() {
+	orderTimedOut := make(chan struct{})
+	order := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		<-r.Context().Done() // the database is slow
+	})
+	report := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		<-orderTimedOut // so it lasts longer than an order may
+		fmt.Fprintln(w, "report")
+	})
+	mux := http.NewServeMux()
+	quick, slow := conduit.Timeout(100*time.Millisecond), conduit.Timeout(2*time.Minute)
+	mux.Handle("GET /orders/{id}", quick(order))
+	mux.Handle("GET /report", slow(report))
+	srv := httptest.NewServer(mux)
+	defer srv.Close()
+
+	statuses := make(chan string)
+	go func() {
+		res, err := http.Get(srv.URL + "/report")
+		if err != nil {
+			log.Fatal(err)
+		}
+		res.Body.Close()
+		statuses <- res.Status
+	}()
+	res, err := http.Get(srv.URL + "/orders/42")
+	if err != nil {
+		log.Fatal(err)
+	}
+	res.Body.Close()
+	close(orderTimedOut)
+	fmt.Println("order:", res.Status)
+	fmt.Println("report:", <-statuses)
+	// Output:
+	// order: 503 Service Unavailable
+	// report: 200 OK
 }
 
 // A gateway that speaks JSON, with an upload route that may take its time.
