@@ -154,12 +154,10 @@ func TestRecipeClientAddress(t *testing.T) {
 			proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
 		}
 	}`)
-	req, err := http.NewRequest("GET", "http://"+proxy+"/forwarded", nil)
-	if err != nil {
-		t.Fatal(err)
+	// nginx adds a loopback address.
+	if r := send("GET", "http://"+proxy, "", "X-Forwarded-For", "203.0.113.9, 10.0.0.3"); r.status != http.StatusNotFound {
+		t.Errorf("through nginx: %+v", r)
 	}
-	req.Header.Set("X-Forwarded-For", "203.0.113.9, 10.0.0.3")
-	exchange(t, req) // nginx adds a loopback address
 	eventually(t, "the log has the client's address", func() bool {
 		return strings.Contains(log.String(), "client=203.0.113.9") && strings.Contains(log.String(), "remote=127.")
 	})
@@ -405,34 +403,14 @@ func (m *manager) hears(t *testing.T, want string) {
 	}
 }
 
-// asks returns what the service that runs responds with.
-func (m *manager) asks(t *testing.T) string {
-	t.Helper()
-	req, err := http.NewRequest("GET", m.url, nil)
-	if err != nil {
-		t.Fatal(err)
+// asks returns what the service that runs responds with, or an error as text. Each
+// request needs the listening socket, since it closes its connection.
+func (m *manager) asks() string {
+	r := send("GET", m.url, "", "Connection", "close")
+	if r.status != http.StatusOK {
+		return fmt.Sprint(r.status, r.err)
 	}
-	req.Close = true // so that each request needs the listening socket
-	status, body, _ := exchange(t, req)
-	if status != http.StatusOK {
-		t.Fatalf("%d %q, want 200", status, body)
-	}
-	return body
-}
-
-// exchange returns the status, the body and the header of the response to a request.
-func exchange(t *testing.T, req *http.Request) (int, string, http.Header) {
-	t.Helper()
-	resp, err := http.DefaultTransport.RoundTrip(req) // which follows no redirection
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	if err != nil {
-		t.Fatalf("%s %s: %v", req.Method, req.URL, err)
-	}
-	return resp.StatusCode, string(body), resp.Header
+	return r.body
 }
 
 func TestRecipeSystemd(t *testing.T) {
@@ -441,7 +419,7 @@ func TestRecipeSystemd(t *testing.T) {
 	var log lines
 	first := m.start(t, "systemd", &log)
 	m.hears(t, "READY=1")
-	if got, want := m.asks(t), strconv.Itoa(first.Process.Pid); got != want {
+	if got, want := m.asks(), strconv.Itoa(first.Process.Pid); got != want {
 		t.Errorf("process %s responds, want %s", got, want)
 	}
 
@@ -453,7 +431,7 @@ func TestRecipeSystemd(t *testing.T) {
 
 	// Nobody serves: the request waits for the next instance.
 	response := make(chan string)
-	go func() { response <- m.asks(t) }()
+	go func() { response <- m.asks() }()
 	second := m.start(t, "systemd", &log)
 	m.hears(t, "READY=1")
 	if got, want := <-response, strconv.Itoa(second.Process.Pid); got != want {
@@ -489,8 +467,15 @@ func TestRecipeLogsToAClosedPipe(t *testing.T) {
 			defer r.Close()
 			cmd := m.start(t, test.recipe, w)
 			w.Close()
+			pid := strconv.Itoa(cmd.Process.Pid)
+			asks := func() {
+				t.Helper()
+				if got := m.asks(); got != pid {
+					t.Errorf("process %s responds, want %s", got, pid)
+				}
+			}
 			m.hears(t, "READY=1")
-			m.asks(t)
+			asks()
 			log := bufio.NewScanner(r)
 			for log.Scan() && !strings.Contains(log.Text(), "msg=request") {
 				continue
@@ -502,9 +487,8 @@ func TestRecipeLogsToAClosedPipe(t *testing.T) {
 			r.Close()
 			if test.dies {
 				// The line is written before the response is flushed.
-				if resp, err := http.Get(m.url); err == nil {
-					t.Errorf("the service responds: %d", resp.StatusCode)
-					resp.Body.Close()
+				if got := m.asks(); got == pid {
+					t.Error("the service responds")
 				}
 				err := cmd.Wait()
 				if status := cmd.ProcessState.Sys().(syscall.WaitStatus); !status.Signaled() || status.Signal() != syscall.SIGPIPE {
@@ -512,8 +496,8 @@ func TestRecipeLogsToAClosedPipe(t *testing.T) {
 				}
 				return
 			}
-			m.asks(t)
-			m.asks(t)
+			asks()
+			asks()
 			cmd.Process.Signal(syscall.SIGTERM)
 			m.hears(t, "STOPPING=1")
 			if err := cmd.Wait(); err != nil {
