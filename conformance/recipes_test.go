@@ -1,8 +1,8 @@
 // This file runs the code of ../examples/recipes.md: over connections, on SQLite,
 // under a service manager's sockets, with a log that goes into a closed pipe, and as
 // the first process of a container that has nothing but what the Dockerfile puts
-// there. It proves that each recipe does what the page says, and that the page shows
-// the code that is run here or in ../example_test.go.
+// there, for which it needs root. It proves that each recipe does what the page says,
+// and that the page shows the code that is run here or in ../example_test.go.
 
 package conformance
 
