@@ -286,6 +286,51 @@ func TestRecipeRowsOfADatabase(t *testing.T) {
 	unused()
 }
 
+// The recipe of a timeout per route is an example of the package. This is what it says
+// of the server's timeouts.
+func TestRecipeRouteThatOutlivesTheServersTimeouts(t *testing.T) {
+	t.Parallel()
+	const serverTimeout = 100 * time.Millisecond
+	slow := conduit.Timeout(patience)
+	mux := http.NewServeMux()
+	echoes := func(w http.ResponseWriter, r *http.Request) {
+		body, err := io.ReadAll(r.Body)
+		fmt.Fprint(w, string(body), " ", err)
+	}
+	mux.Handle("POST /moved", slow(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if err := http.NewResponseController(w).SetReadDeadline(time.Now().Add(2 * time.Minute)); err != nil {
+			t.Error(err)
+		}
+		echoes(w, r)
+	})))
+	mux.Handle("POST /left", slow(http.HandlerFunc(echoes)))
+	cfg := conduit.DefaultConfig(conduit.Chain(conduit.RequestID(), conduit.Recovery(), conduit.Logging())(mux))
+	cfg.ReadTimeout, cfg.WriteTimeout = serverTimeout, serverTimeout
+	srv := serve(t, cfg)
+
+	for path, want := range map[string]string{"/moved": "first last <nil>", "/left": "first  "} {
+		conn, err := net.Dial("tcp", srv.address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: test\r\nContent-Length: 10\r\n\r\nfirst ", path)
+		<-time.After(3 * serverTimeout)
+		io.WriteString(conn, "last")
+		resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+		if err != nil {
+			t.Fatalf("%s: %v", path, err)
+		}
+		body, err := io.ReadAll(resp.Body)
+		if err != nil || !strings.HasPrefix(string(body), want) {
+			t.Errorf("%s: %q, %v; want %q", path, body, err, want)
+		}
+		if timedOut := strings.Contains(string(body), "timeout"); timedOut != (path == "/left") {
+			t.Errorf("%s: %q", path, body)
+		}
+	}
+}
+
 // recipeVariable is set in the environment of the service that is this test binary.
 const recipeVariable = "CONFORMANCE_RECIPE"
 
