@@ -56,7 +56,7 @@ func benchmark(b *testing.B, p *peer, r *route, s *site) {
 		}
 	}()
 	// Over a connection, because a reply in process has no protocol.
-	x, err := check(b.Context(), "http://"+l.Addr().String(), r, s)
+	x, err := check(b.Context(), "http://"+l.Addr().String(), p, r, s)
 	if err != nil {
 		b.Fatal(err)
 	}

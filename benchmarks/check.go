@@ -13,6 +13,8 @@ import (
 	"net/http"
 	"strings"
 	"time"
+
+	"github.com/klauspost/compress/zstd"
 )
 
 // An exchange is a route's request as it is sent to one peer, and what the
@@ -26,11 +28,11 @@ type exchange struct {
 	length int // of the body as it was sent
 }
 
-// header returns what the request says, but for validators.
-func (r *route) header() http.Header {
+// header returns what the request to p says, but for validators.
+func (r *route) header(p *peer) http.Header {
 	h := make(http.Header)
 	if r.gzip {
-		h.Set("Accept-Encoding", "gzip")
+		h.Set("Accept-Encoding", p.accepts())
 	}
 	if r.body != "" {
 		h.Set("Content-Type", jsonType)
@@ -49,13 +51,12 @@ func addValidators(header, received http.Header) {
 	}
 }
 
-// check sends r to the server at base, such as http://127.0.0.1:8080, and
-// returns an error that says what in the reply is not as it must be. It is for
+// check sends r to p at base, such as http://127.0.0.1:8080, and returns an error that says what in the reply is not as it must be. It is for
 // routes of the kind requests.
-func check(ctx context.Context, base string, r *route, s *site) (*exchange, error) {
+func check(ctx context.Context, base string, p *peer, r *route, s *site) (*exchange, error) {
 	transport := newTransport()
 	defer transport.CloseIdleConnections()
-	x := &exchange{method: r.method, path: r.path, header: r.header(), body: r.body}
+	x := &exchange{method: r.method, path: r.path, header: r.header(p), body: r.body}
 	if r.conditional {
 		_, received, err := x.do(ctx, transport, base)
 		if err != nil {
@@ -70,7 +71,7 @@ func check(ctx context.Context, base string, r *route, s *site) (*exchange, erro
 	if err != nil {
 		return nil, err
 	}
-	if err := r.checkReply(res, body, s); err != nil {
+	if err := r.checkReply(res, p, body, s); err != nil {
 		return nil, fmt.Errorf("%s %s: %w", r.method, r.path, err)
 	}
 	x.status, x.length = res.StatusCode, len(body)
@@ -110,7 +111,7 @@ func (x *exchange) do(ctx context.Context, transport *http.Transport, base strin
 
 // checkReply compares what matters in a reply: status, protocol, the header
 // that a client or a cache goes by, and every byte of the body.
-func (r *route) checkReply(res *http.Response, body []byte, s *site) error {
+func (r *route) checkReply(res *http.Response, p *peer, body []byte, s *site) error {
 	if res.StatusCode != r.status {
 		return fmt.Errorf("status %d, want %d", res.StatusCode, r.status)
 	}
@@ -126,21 +127,33 @@ func (r *route) checkReply(res *http.Response, body []byte, s *site) error {
 	if r.path == "/chain" && res.Header.Get("X-Request-Id") == "" {
 		return errors.New("no X-Request-Id")
 	}
-	coding := cmp.Or(res.Header.Get("Content-Encoding"), "identity")
-	switch {
-	case r.coded && coding != "gzip", !r.gzip && coding != "identity":
+	switch coding := cmp.Or(res.Header.Get("Content-Encoding"), "identity"); {
+	case coding == "identity" && !r.coded:
+	case !r.gzip || coding != p.accepts():
 		return fmt.Errorf("Content-Encoding %s", coding)
-	case coding == "gzip":
-		if !strings.Contains(res.Header.Get("Vary"), "Accept-Encoding") {
-			return fmt.Errorf("coded, but Vary is %q", res.Header.Get("Vary"))
-		}
-		z, err := gzip.NewReader(bytes.NewReader(body))
-		if err == nil {
-			body, err = io.ReadAll(z)
-		}
-		if err != nil {
+	case !strings.Contains(res.Header.Get("Vary"), "Accept-Encoding"):
+		return fmt.Errorf("coded, but Vary is %q", res.Header.Get("Vary"))
+	default:
+		var err error
+		if body, err = decode(coding, body); err != nil {
 			return err
 		}
 	}
 	return r.same(body, r.want(s))
+}
+
+func decode(coding string, body []byte) ([]byte, error) {
+	if coding == "zstd" {
+		z, err := zstd.NewReader(nil)
+		if err != nil {
+			return nil, err
+		}
+		defer z.Close()
+		return z.DecodeAll(body, nil)
+	}
+	z, err := gzip.NewReader(bytes.NewReader(body))
+	if err != nil {
+		return nil, err
+	}
+	return io.ReadAll(z)
 }

@@ -2,7 +2,7 @@
 // gzhttp, go-sse and nginx, end to end: each serves the same routes in a
 // process of its own, and what counts is how much processor time that takes.
 //
-//	go run .
+//	go run . -also go1.26.8
 //	go run . -rounds 1 -seconds 1 -routes 'static|304' -peers 'conduit|nginx'
 //
 // See README.md for the rules, and bench_test.go for the same in process.
@@ -36,7 +36,8 @@ type options struct {
 	seconds    float64
 	routes     string
 	peers      string
-	plot       string
+	also       string
+	picture    string
 	serverCPU  string
 	clientCPU  string
 	serve, dir string
@@ -52,7 +53,8 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	flags.Float64Var(&o.seconds, "seconds", 1, "how long each is measured in a round")
 	flags.StringVar(&o.routes, "routes", ".", "`pattern` of the names of routes to measure")
 	flags.StringVar(&o.peers, "peers", ".", "`pattern` of the names of peers to measure; net_http always is")
-	flags.StringVar(&o.plot, "plot", "ratios.svg", "`file` for the picture; none if empty")
+	flags.StringVar(&o.also, "also", "", "another `toolchain`, such as go1.26.8, with which net/http and Conduit are measured too")
+	flags.StringVar(&o.picture, "picture", "ratios.svg", "`file` for the picture; none if empty")
 	flags.StringVar(&o.serverCPU, "server-cpu", "0", "the processor for the servers, where taskset is")
 	flags.StringVar(&o.clientCPU, "client-cpu", "1", "the processor for the clients")
 	flags.StringVar(&o.serve, "serve", "", "serve one `peer`, which the runner starts by itself")
@@ -90,12 +92,12 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	}
 	fmt.Fprintf(stdout, "%s.\nMedians of %d rounds of %g s each; %s.\n\n", machine(), o.rounds, o.seconds, pinned)
 	chosen.writeTables(stdout)
-	if o.plot != "" {
-		if err := chosen.writePlot(o.plot); err != nil {
-			fmt.Fprintln(stderr, "benchmarks: plot:", err)
+	if o.picture != "" {
+		if err := chosen.writePicture(o.picture); err != nil {
+			fmt.Fprintln(stderr, "benchmarks: picture:", err)
 			return 1
 		}
-		fmt.Fprintln(stderr, "picture:", o.plot)
+		fmt.Fprintln(stderr, "picture:", o.picture)
 	}
 	return 0
 }
@@ -178,6 +180,13 @@ func (res *results) measure(ctx context.Context, o *options) error {
 		return err
 	}
 	defer os.RemoveAll(dir)
+	if o.also != "" {
+		program, err := build(ctx, o.also, dir)
+		if err != nil {
+			return err
+		}
+		res.peers = append(res.peers, builtWith(o.also, program)...)
+	}
 	m := &measurer{seconds: time.Duration(o.seconds * float64(time.Second)), dir: dir, cpu: o.serverCPU}
 	for _, p := range res.peers {
 		if m.site, err = newSite(filepath.Join(dir, p.name)); err != nil {
@@ -229,6 +238,18 @@ func (res *results) measure(ctx context.Context, o *options) error {
 		}
 	}
 	return nil
+}
+
+// build builds this program with another release of Go, into dir, and returns
+// its path. It is run where its source is.
+func build(ctx context.Context, toolchain, dir string) (string, error) {
+	program := filepath.Join(dir, "benchmarks-"+toolchain)
+	cmd := exec.CommandContext(ctx, "go", "build", "-o", program, ".")
+	cmd.Env = append(os.Environ(), "GOTOOLCHAIN="+toolchain)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("-also %s: %w: %s", toolchain, err, firstLine(string(out)))
+	}
+	return program, nil
 }
 
 // start starts a process for each peer. An nginx that is not installed is left

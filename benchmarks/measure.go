@@ -56,7 +56,7 @@ func (m *measurer) measure(ctx context.Context, p *process, r *route) (sample, e
 
 func (m *measurer) measureRequests(ctx context.Context, p *process, r *route) (sample, error) {
 	base := p.base(r)
-	x, err := check(ctx, base, r, m.site)
+	x, err := check(ctx, base, p.peer, r, m.site)
 	if err != nil {
 		return sample{}, err
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"net"
 	"net/http"
@@ -18,6 +19,10 @@ type peer struct {
 	only  []string // the routes it has, whichever HTTP; nil: all
 	lacks []string // and those that it has not
 	http1 bool     // it speaks no HTTP/2
+	// coding is the content coding that its clients accept where a route has
+	// them accept one: gzip if empty.
+	coding  string
+	program string // that serves it, "" if it is this one
 	// outside: it is a program of its own, which is not there in process.
 	outside bool
 
@@ -45,10 +50,29 @@ func peers() []peer {
 		{name: "gin", title: "gin", lacks: []string{"fan_out", "fan_out_one"}, serve: serveGin},
 		{name: "fiber", title: "fiber (not net/http)", lacks: []string{"fan_out", "fan_out_one"}, http1: true, serve: serveFiber},
 		{name: "gzhttp", title: "gzhttp", only: []string{"chain", "chain_gzip", "gzip", "script"}, serve: serveGzhttp},
+		{name: "conduit_gzip", title: "Conduit, klauspost's gzip", only: []string{"gzip"}, http1: true, serve: serveConduitGzip},
+		{name: "chi_gzip", title: "chi, klauspost's gzip", only: []string{"gzip"}, http1: true, serve: serveChiGzip},
+		{name: "conduit_zstd", title: "Conduit, zstd", only: []string{"gzip"}, http1: true, coding: "zstd", serve: serveConduitZstd},
+		{name: "chi_zstd", title: "chi, zstd", only: []string{"gzip"}, http1: true, coding: "zstd", serve: serveChiZstd},
 		{name: "go_sse", title: "go-sse", only: []string{"sse", "fan_out", "fan_out_one"}, serve: serveGoSSE},
 		{name: "ready", title: "ready bytes", lacks: notReady, serve: serveReady},
 		{name: "nginx", title: "nginx", only: []string{"static", "not_modified", "script", "large", "connections"}, outside: true, serve: serveNginx},
 	}
+}
+
+// builtWith returns net/http by hand and Conduit again, served by a program that
+// another release of Go has built.
+func builtWith(toolchain, program string) []peer {
+	var list []peer
+	for _, p := range peers() {
+		if p.name == "net_http" || p.name == "conduit" {
+			p.name += "@" + toolchain
+			p.title += ", " + toolchain
+			p.program = program
+			list = append(list, p)
+		}
+	}
+	return list
 }
 
 // notReady are the routes whose replies cannot be ready.
@@ -68,6 +92,9 @@ func (p *peer) has(r *route) bool {
 	}
 	return !slices.Contains(p.lacks, name)
 }
+
+// accepts is the content coding that clients of p accept.
+func (p *peer) accepts() string { return cmp.Or(p.coding, "gzip") }
 
 // The timeouts of a server are those that Conduit has by default: they cost
 // something, so all peers have them.

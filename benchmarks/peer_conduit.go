@@ -21,7 +21,13 @@ func serveConduitFast(s *site, l, secure net.Listener) (*service, error) {
 
 func serveConduitWith(timeout func(time.Duration) conduit.Middleware, s *site, l, secure net.Listener) (*service, error) {
 	h := newConduitHandler(s, timeout(handlerTimeout))
-	cfg := conduit.DefaultConfig(h.mux)
+	return serveConduitHandler(s, l, secure, h.mux, func() error { return errors.Join(h.broker.Close(), h.files.Close()) })
+}
+
+// serveConduitHandler serves h with Conduit's server. To stop it calls
+// closeHandler first.
+func serveConduitHandler(s *site, l, secure net.Listener, h http.Handler, closeHandler func() error) (*service, error) {
+	cfg := conduit.DefaultConfig(h)
 	cfg.Logger = s.log
 	plain, err := conduit.New(cfg)
 	if err != nil {
@@ -44,9 +50,7 @@ func serveConduitWith(timeout func(time.Duration) conduit.Middleware, s *site, l
 	<-serves
 	return &service{
 		server: plain.HTTPServer(),
-		stop: func() error {
-			return errors.Join(h.broker.Close(), plain.Close(), overTLS.Close(), h.files.Close())
-		},
+		stop:   func() error { return errors.Join(closeHandler(), plain.Close(), overTLS.Close()) },
 	}, nil
 }
 

@@ -64,7 +64,7 @@ func readyReplies(s *site) (map[readyKey]*readyReply, error) {
 		if r.http2 || r.kind != requests || slices.Contains(notReady, r.name) {
 			continue
 		}
-		header := r.header()
+		header := r.header(&peer{})
 		rec := record(conduit.server.Handler, &r, header)
 		if r.conditional {
 			addValidators(header, rec.Header())

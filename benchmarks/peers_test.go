@@ -28,7 +28,7 @@ func TestPeersAnswerTheSame(t *testing.T) {
 				if r.http2 {
 					at = secure
 				}
-				if _, err := check(t.Context(), at, &r, s); err != nil {
+				if _, err := check(t.Context(), at, &p, &r, s); err != nil {
 					t.Errorf("%s: %v", r.name, err)
 				}
 			}
@@ -90,7 +90,7 @@ func TestCheckSeesWhatDiffers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	peer := newNetHTTPHandler(s, gzipByHand)
+	byHand := newNetHTTPHandler(s, gzipByHand)
 	for _, c := range []struct {
 		route, why string // why is what the error must say, none if empty
 		change     func(res *httptest.ResponseRecorder)
@@ -117,7 +117,7 @@ func TestCheckSeesWhatDiffers(t *testing.T) {
 	} {
 		srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			res := httptest.NewRecorder()
-			peer.ServeHTTP(res, r)
+			byHand.ServeHTTP(res, r)
 			c.change(res)
 			maps.Copy(w.Header(), res.Header())
 			w.WriteHeader(res.Code)
@@ -125,7 +125,7 @@ func TestCheckSeesWhatDiffers(t *testing.T) {
 		}))
 		list := routes()
 		r := &list[slices.IndexFunc(list, func(r route) bool { return r.name == c.route })]
-		_, err := check(t.Context(), srv.URL, r, s)
+		_, err := check(t.Context(), srv.URL, &peer{}, r, s)
 		srv.Close()
 		if (err == nil) != (c.why == "") || err != nil && !strings.Contains(err.Error(), c.why) {
 			t.Errorf("%s: got error %v, want %q", c.route, err, c.why)

@@ -26,19 +26,24 @@ type process struct {
 	stderr    bytes.Buffer
 }
 
-// startProcess starts this program again to serve p, on the processor cpu if
+// startProcess starts a program to serve p, which is this one unless p says so, on the processor cpu if
 // that is not "", with the site that p has below dir.
 func startProcess(p *peer, dir, cpu string) (*process, error) {
-	program, err := os.Executable()
-	if err != nil {
-		return nil, err
+	program := p.program
+	if program == "" {
+		var err error
+		if program, err = os.Executable(); err != nil {
+			return nil, err
+		}
 	}
-	args := []string{program, "-serve", p.name, "-dir", filepath.Join(dir, p.name)}
+	name, _, _ := strings.Cut(p.name, "@")
+	args := []string{program, "-serve", name, "-dir", filepath.Join(dir, p.name)}
 	if cpu != "" {
 		args = append([]string{"taskset", "-c", cpu}, args...)
 	}
 	proc := &process{peer: p, cmd: exec.Command(args[0], args[1:]...)}
 	proc.cmd.Stderr = &proc.stderr
+	var err error
 	if proc.questions, err = proc.cmd.StdinPipe(); err != nil {
 		return nil, err
 	}
