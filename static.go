@@ -29,61 +29,49 @@ import (
 	"time"
 )
 
-// FileServer serves the files of a directory or an [fs.FS]. Small files come
-// from memory, with their header, entity tag and gzip form made once per
-// content; large files go by sendfile.
+// FileServer serves the files of a directory or an [fs.FS], small ones from
+// memory, large ones by sendfile.
 //
-// It answers GET and HEAD, and 405 to other methods. A directory gets its index
-// file, never a listing. Conditions and ranges are those of [http.ServeContent];
-// a request for more than 64 ranges gets the whole file. Text of 1 KiB and more
-// is sent as gzip to clients that accept it, except in answer to a Range.
-// [Compression] around a FileServer leaves that as it is.
+// A directory gets its index file, never a listing. Conditions and ranges are
+// those of [http.ServeContent], but more than 64 ranges get the whole file.
+// Clients that accept gzip get text of 1 KiB and more compressed, once per
+// content, except for a Range; [Compression] leaves that as it is. Methods
+// other than GET and HEAD get 405. Any goroutine may call the methods.
 //
-// # Caching by clients
+// # Caching
 //
-// Clients may keep a file for a year, which is CacheControl's default. They
-// must ask again for HTML each time, so that a page always names its current
-// scripts. To have a changed script fetched, give it a new name, or let
-// [FileServer.URL] add its version: a URL with the current version may be kept
-// for ever, and one with any other version must be asked for again.
+// By default clients may keep a file for a year, but must ask again for HTML
+// each time. To have a changed file fetched, rename it or link to its
+// [FileServer.URL]: the current version may be kept for ever, any other must be
+// asked for again.
 //
-// # Files that change
+// # Changes
 //
-// Files may change at any time. Two times say when a client sees it:
+// A new file is seen at once, a change of a cached one after Recheck. A file
+// modified less than a second ago may change again with no new time or size. It
+// is sent with "no-cache", whatever its URL, and read again at the next look.
 //
-//   - Recheck, 1 second by default: the FileServer looks at a cached file again
-//     when so much time has passed since the last look. A new file is seen at
-//     once.
-//   - One second: a file whose modification time is younger may still be being
-//     written, and the next write may leave time and size as they are. It is
-//     sent with "no-cache", whatever its URL, and is read again at the next
-//     look. The year begins when it is older.
+// The entity tag of a file up to MaxCachedFile is a hash of the bytes sent.
+// That of a larger one is made of modification time and size, and weak while
+// the file is younger than a second. Replace large files by renaming, or a
+// client gets a mixture of old and new. The directory may be replaced too, such
+// as a link to the current release.
 //
-// The entity tag of a file up to MaxCachedFile is a hash of the bytes sent. That
-// of a larger one is made of modification time and size, and is weak while the
-// file is younger than a second. Replace large files by renaming: a client that
-// is receiving a file while somebody writes into it gets a mixture. The
-// directory itself may be replaced too, such as a link to the current release.
+// # Refusals
 //
-// # What is not served
-//
-// Nothing outside the directory is served. A path must be in its shortest form,
-// without backslashes, control characters, encoded slashes and names that end
-// in a dot. [os.Root] keeps links inside the directory, and follows no absolute
-// link, even to a place inside; FS with [os.DirFS] follows all. Names that
-// begin with a dot, except .well-known, and devices, pipes and sockets are
-// refused. All of these get the 404 of a missing file. An error that does not
-// mean a missing file is logged and gets a 500.
+// Nothing outside the directory is served: [os.Root] follows no link that leads
+// out, and no absolute one. An FS of [os.DirFS] follows all. These get 404,
+// like a missing file: paths not in their shortest form, backslashes, control
+// characters, encoded slashes, names that end in a dot, names that begin with
+// one except .well-known, devices, pipes and sockets. Other errors are logged
+// and get 500.
 //
 // # Slow clients
 //
 // A client that takes less than 64 KiB in the server's WriteTimeout is
-// disconnected, before twice that time has passed. Without a WriteTimeout it is
-// 15 seconds, and 3 seconds at least: the kernel shows progress only when a third
-// of its buffer is free again. A client that goes on taking is never cut, neither
-// by WriteTimeout nor by a [Timeout] around the FileServer.
-//
-// The methods may be called from any goroutine.
+// disconnected before twice that time. The time is at least 3 seconds, and 15
+// without a WriteTimeout. Neither it nor a [Timeout] ends the response of a
+// client that goes on taking.
 type FileServer struct {
 	config     FileServerConfig
 	start      time.Time // what fileEntry.freshUntil counts from
@@ -92,67 +80,59 @@ type FileServer struct {
 	dirMissing atomic.Bool // and that has been logged
 }
 
-// FileServerConfig configures [NewFileServerWith]. A zero field means the
-// default that its comment gives.
+// FileServerConfig configures [NewFileServerWith].
 type FileServerConfig struct {
-	// Dir is the directory to serve. One of Dir and FS is required.
+	// Dir is the directory to serve. Set either Dir or FS.
 	Dir string
 
-	// FS is the file system to serve, such as an embed.FS. Files without
-	// modification times, which an embed.FS has, get no Last-Modified, and
-	// must not change: only their size would tell.
+	// FS is the file system to serve. Files without times, as in an embed.FS, get
+	// no Last-Modified and must not change: only their size would tell.
 	FS fs.FS
 
-	// Prefix is what the paths of URLs begin with, such as "/static". "" and
-	// "/" are the root. Register the FileServer at the prefix with a slash, and
-	// do not strip it.
+	// Prefix is what URL paths begin with, such as "/static"; "" and "/" are the
+	// root. Register the FileServer at the prefix and a slash; do not strip it.
 	Prefix string
 
-	// Index is the file that stands for its directory, "index.html" by default.
+	// Index is the file of a directory, "index.html" by default.
 	Index string
 
-	// Fallback is the file that answers for unknown paths, if the client accepts
-	// text/html: the page of a single-page application. Empty: none. Paths with
-	// an extension, and paths that are refused by their form, such as one that
-	// begins with a dot or ends in one, get a 404 all the same. An application
-	// with such routes serves its page from NotFound.
+	// Fallback is the file for unknown paths if the client accepts text/html, for a
+	// single-page application; none by default. Paths with an extension or of a
+	// refused form still get 404, or a page from NotFound.
 	Fallback string
 
-	// NotFound answers where there is no file, with any status. The default
-	// answers 404.
+	// NotFound responds for missing files, with any status; 404 by default.
 	NotFound http.Handler
 
-	// CacheControl is the Cache-Control of files, "public, max-age=31536000" by
-	// default. One with private or no-store also holds for URLs of
-	// [FileServer.URL], which are not immutable then.
+	// CacheControl is for files, "public, max-age=31536000" by default. Unless it
+	// has private or no-store, URLs of [FileServer.URL] are immutable.
 	CacheControl string
 
-	// HTMLCacheControl is the Cache-Control of HTML, index files and the
-	// fallback, "no-cache" by default.
+	// HTMLCacheControl is for HTML, index files and Fallback, by default
+	// "no-cache".
 	HTMLCacheControl string
 
 	// Dotfiles allows names that begin with a dot.
 	Dotfiles bool
 
-	// Precompressed serves name.br, name.zst or name.gz for name to clients
-	// that accept the coding. Such a file counts once it is a second old, not
-	// empty, and at most a second older than name. A tool that writes it for
-	// longer should do so under another name, and rename it.
+	// Precompressed serves name.br, name.zst or name.gz for name to clients that
+	// accept it. Such a file must be a second old, not empty, and at most a second
+	// older than name. If writing takes longer, rename it when done.
 	Precompressed bool
 
-	// CacheBytes bounds the memory for cached files, 64 MiB by default.
-	// Negative: no contents are kept, and the rest takes 1 MiB at most.
+	// CacheBytes bounds the memory for cached files, 64 MiB by default. Negative:
+	// no contents, and at most 1 MiB for the rest.
 	CacheBytes int64
 
-	// MaxCachedFile is the size up to which a file is kept in memory, 1 MiB by
-	// default and at most an eighth of CacheBytes. Of a file above 256 KiB in
-	// Dir only the gzip form is kept. Negative: none. A larger file in FS that
-	// cannot seek is sent without ranges.
+	// MaxCachedFile is the largest file to keep in memory, 1 MiB by default, at
+	// most an eighth of CacheBytes, negative for none. Of a file above 256 KiB in
+	// Dir only the gzip form is kept. A larger file in FS that cannot seek is sent
+	// without ranges.
 	MaxCachedFile int64
 
 	// Recheck is how long a cached file is served before the next look at it, 1
 	// second by default. Negative: for ever, once it is a second old, with the
-	// precompressed files that there were then.
+	// precompressed files of that time.
 	Recheck time.Duration
 }
 
@@ -205,9 +185,8 @@ func (c *FileServerConfig) withDefaults() (FileServerConfig, error) {
 	return d, errors.Join(errs...)
 }
 
-// NewFileServer serves the directory dir at URLs that begin with prefix, with
-// the defaults of [FileServerConfig]. It panics if dir cannot be opened, so
-// that a service without its files does not start.
+// NewFileServer serves dir at URLs that begin with prefix. It panics if dir
+// cannot be opened.
 func NewFileServer(dir, prefix string) *FileServer {
 	f, err := NewFileServerWith(&FileServerConfig{Dir: dir, Prefix: prefix})
 	if err != nil {
@@ -216,10 +195,8 @@ func NewFileServer(dir, prefix string) *FileServer {
 	return f
 }
 
-// NewFileServerWith returns a FileServer for cfg, which it copies. The error
-// names every faulty field: neither or both of Dir and FS, a directory that
-// cannot be opened, a Prefix without a slash, an Index or a Fallback outside
-// the root.
+// NewFileServerWith returns a FileServer for cfg, or an error if Dir cannot be
+// opened or Prefix, Index or Fallback is not a valid path.
 func NewFileServerWith(cfg *FileServerConfig) (*FileServer, error) {
 	c, err := cfg.withDefaults()
 	if err != nil {
@@ -230,7 +207,7 @@ func NewFileServerWith(cfg *FileServerConfig) (*FileServer, error) {
 	return f, nil
 }
 
-// ServeHTTP answers a request for a file.
+// ServeHTTP serves a file.
 func (f *FileServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	// serve answers with a file in memory, or a 304 for it. Ranges, other
 	// conditions and large files go on to serveContent. revalidate finds that a
@@ -273,10 +250,8 @@ func (f *FileServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	f.serve(w, r, e)
 }
 
-// URL returns the path at which the file is served, with the version of its
-// content: "/static/app.js?v=VERSION". A client may keep it for ever, for a
-// changed file has another URL; use it in templates. For a name without a file
-// it returns the path alone.
+// URL returns the path of a file with its version, for templates:
+// "/static/app.js?v=VERSION". Without a file it returns the path alone.
 func (f *FileServer) URL(name string) string {
 	u := url.URL{Path: f.config.Prefix + "/" + strings.TrimLeft(name, "/")} // a second slash would begin a host
 	if file, ok := f.nameOf(&u); ok {
@@ -287,8 +262,7 @@ func (f *FileServer) URL(name string) string {
 	return u.String()
 }
 
-// Close returns nil. A FileServer keeps no file open, and its memory goes with
-// the last reference to it.
+// Close returns nil. A FileServer keeps no file open.
 func (f *FileServer) Close() error { return nil }
 
 // nameOf returns the name of the file that a URL asks for: the index where the
