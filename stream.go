@@ -19,39 +19,38 @@ import (
 	"time"
 )
 
-// Stream is a response of text or bytes that is sent as it is written, for as
-// long as it takes: progress, a log that is followed, an export. It is an
-// [io.Writer] whose Write returns when the bytes are flushed to the client.
+// Stream is a response of text or bytes sent as it is written: progress, a log,
+// an export.
 //
-// A stream outlives the timeouts. [Timeout] bounds the time to its first byte and
-// no more. The server's WriteTimeout gives way to 15 seconds for each write of up
-// to 64 KiB: a client that takes nothing for so long is disconnected, and one that
-// is slow, or is sent nothing, is not. The kernel has a say in what slow is: once
-// its buffer is full it waits until the client has taken a good part of that, up
-// to 1.3 MB on Linux, so that a client of some 100 kB/s may look like one that
-// takes nothing. Every ResponseWriter around the server's needs the method Unwrap,
-// or WriteTimeout holds. On a plain [http.Server] the last few bytes, which
-// net/http writes when the handler has returned, are under no deadline.
+// A stream outlives the timeouts. A [Timeout] ends at its first byte, and
+// WriteTimeout gives way to 15 seconds for each write of up to 64 KiB. A client
+// that takes nothing for so long is disconnected. One that is slow, or is sent
+// nothing, is not. Linux may wait until the client has taken up to 1.3 MB of a
+// full buffer: one of some 100 kB/s may look as if it took nothing. A
+// ResponseWriter without the method Unwrap keeps WriteTimeout in force. On a
+// plain [http.Server] no deadline covers the last few bytes, which net/http
+// writes after the handler.
 //
-// An error stays, as that of a [bufio.Writer] does, and wraps its cause: that of
-// the request's context ([context.Cause]) when the client has disconnected,
-// [ErrTimeout] when a Timeout came before the first byte. After an error, what the
-// handler writes by other means is the response if none had started. If one had,
-// the client sees that it is not whole, and gets nothing more. To end a stream
-// that way, panic with [http.ErrAbortHandler].
+// The first error stays, and wraps its cause: [context.Cause] of a request
+// whose client has disconnected, [ErrTimeout] of a Timeout before the first
+// byte. If no response has started, the handler may respond by other means. If
+// one has, it is aborted: the client gets nothing more. To abort it yourself,
+// panic with [http.ErrAbortHandler].
 //
-// A HEAD request gets the header, and its writes fail with [http.ErrBodyNotAllowed].
-// Any goroutine may call the methods, but not once the handler has returned.
+// A drain only closes Done. For HEAD only the header is sent: Done is closed,
+// writes fail with [http.ErrBodyNotAllowed], and functions, iterators and
+// channels that would give a body are left alone. Any goroutine may call the
+// methods until the handler returns.
 type Stream struct{ streamResponse }
 
 // NewTextStream makes a stream of type text/plain; charset=utf-8, unless the
-// handler has set another Content-Type. It sends nothing yet. It returns an error
-// that wraps [http.ErrNotSupported], and changes nothing, if w cannot flush.
+// handler has set another. It sends nothing yet. If w cannot flush, it changes
+// nothing, and the error wraps [http.ErrNotSupported].
 func NewTextStream(w http.ResponseWriter, r *http.Request) (*Stream, error) {
 	return newStream(w, r, "text/plain; charset=utf-8")
 }
 
-// NewBinaryStream is [NewTextStream] for bytes, application/octet-stream.
+// NewBinaryStream is [NewTextStream] for application/octet-stream.
 func NewBinaryStream(w http.ResponseWriter, r *http.Request) (*Stream, error) {
 	return newStream(w, r, "application/octet-stream")
 }
@@ -64,7 +63,7 @@ func newStream(w http.ResponseWriter, r *http.Request, contentType string) (*Str
 	return s, nil
 }
 
-// Write sends p and returns when it is flushed. An empty p sends the header.
+// Write sends p, and returns when it is flushed. An empty p sends the header.
 func (s *Stream) Write(p []byte) (int, error) {
 	n := 0
 	err := s.withLock(func() (err error) {
@@ -76,10 +75,9 @@ func (s *Stream) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// ReadFrom sends what it reads from src until that ends, each part as soon as it
-// is read. If src fails, so does the stream: the client sees that what it got is
-// not whole. A drain does not end it. It notices that the client has disconnected
-// when it writes: a src that waits should end with the request's context.
+// ReadFrom sends what it reads from src, each part at once, until src ends. If
+// src fails, so does the stream. Only a write notices a disconnected client: a
+// src that waits should end with the request's context.
 func (s *Stream) ReadFrom(src io.Reader) (int64, error) {
 	if s.head {
 		_, err := s.Write(nil)
@@ -95,37 +93,32 @@ func (s *Stream) ReadFrom(src io.Reader) (int64, error) {
 	return n, err
 }
 
-// JSONStream is a response of many JSON values, one array or one document a line,
-// that is sent while they are made. What [Stream] says of timeouts, errors and
-// HEAD holds for it too. Elements are gathered for a millisecond, or until there
-// are 16 KiB of them: a busy source pays for few flushes, and a slow one does not
-// wait. A document that ends before anything was sent has a Content-Length.
+// JSONStream is a response of many JSON values, one array or one document a
+// line, sent while they are made. Timeouts, drains, errors and HEAD are as for
+// a [Stream]. Elements are gathered for a millisecond, or up to 16 KiB. A
+// document that ends before anything was sent has a Content-Length.
 //
-// The handler ends the document before it returns: with Close, or with a deferred
-// Abort when an error or a panic keeps it from that. [StreamJSON] does both by
-// itself. After an error or Abort, the response is the handler's to make if nothing
-// was sent, a 500 for one. If something was, the response is aborted, so that
-// nobody takes a part for the whole.
+// The handler ends the document with Close, or with a deferred Abort after an
+// error or panic; [StreamJSON] does both. After an error or Abort the handler
+// may respond, such as with 500, if nothing was sent. Otherwise the response is
+// aborted.
 //
-// A JSONStream is for one goroutine, except Done. Header fields must be set before
-// the first element, and WriteHeader must not be called: an early error could not
-// be answered then.
+// A JSONStream is for one goroutine, except Done. Set header fields before the
+// first element, and do not call WriteHeader, which would rule out the 500.
 type JSONStream struct {
 	streamResponse
 	separator byte // goes before the next element: '[', then ','; 0 for lines
 	encoder   *json.Encoder
 }
 
-// NewJSONStream makes a stream that is one JSON array, of type application/json
-// unless the handler has set another Content-Type. It sends nothing yet, and fails
-// as [NewTextStream] does.
+// NewJSONStream is [NewTextStream] for one JSON array, application/json.
 func NewJSONStream(w http.ResponseWriter, r *http.Request) (*JSONStream, error) {
 	return newJSONStream(w, r, "application/json", '[')
 }
 
-// NewNDJSONStream is [NewJSONStream] for newline-delimited JSON, of type
-// application/x-ndjson: one document a line. Only the way in which the response
-// ends tells a client whether it is whole.
+// NewNDJSONStream is [NewJSONStream] for newline-delimited JSON,
+// application/x-ndjson. Only the end of the response tells a client whether it
+// is whole.
 func NewNDJSONStream(w http.ResponseWriter, r *http.Request) (*JSONStream, error) {
 	return newJSONStream(w, r, "application/x-ndjson", 0)
 }
@@ -141,8 +134,7 @@ func newJSONStream(w http.ResponseWriter, r *http.Request, contentType string, s
 	return s, nil
 }
 
-// Write adds v, as [encoding/json] encodes it, to the document. It is sent within
-// a few milliseconds.
+// Write adds v to the document, as [encoding/json] encodes it.
 func (s *JSONStream) Write(v any) error {
 	if p, ok := v.(*any); ok && p != nil {
 		v = *p // which Go 1.27 encodes in half the time
@@ -177,10 +169,8 @@ func (s elementWriter) Write(p []byte) (int, error) {
 	return len(p), err
 }
 
-// WriteJSONArray is [StreamJSON] of [Receive] for this stream: it writes every
-// item that comes from the channel until that is closed, and then closes the
-// stream. After an error nobody receives from the channel, so a producer must
-// also end with the request's context. A drain does not end it.
+// WriteJSONArray is [StreamJSON] of [Receive] for this stream, which it closes
+// when items is closed.
 func (s *JSONStream) WriteJSONArray(items <-chan any) error {
 	if err := s.fail(nil); err != nil && !s.head { // it has ended
 		return err
@@ -188,8 +178,8 @@ func (s *JSONStream) WriteJSONArray(items <-chan any) error {
 	return streamItems(s, nil, Receive(s.ctx, items))
 }
 
-// Close ends the document, with "[]" if nothing was written, and returns when it
-// is flushed. After an error or Abort it returns an error, after Close nil.
+// Close ends the document, "[]" if nothing was written, and flushes it. After
+// Close it returns nil, after an error or Abort an error.
 func (s *JSONStream) Close() error {
 	err := s.withLock(func() error {
 		b := s.buffer()
@@ -210,26 +200,21 @@ func (s *JSONStream) Close() error {
 	return err
 }
 
-// Abort ends a document that is not whole. If nothing was sent, the response is
-// the handler's to make. If something was, the client sees that it is not whole:
-// an unexpected end on HTTP/1, a reset stream on HTTP/2. What the handler still
-// writes goes nowhere then. After Close it does nothing, so that it can be
-// deferred. Behind a ResponseWriter without deadlines it panics with
-// [http.ErrAbortHandler], which aborts as well.
+// Abort ends a document that is not whole, and aborts the response if something
+// was sent: by a panic with [http.ErrAbortHandler] if the ResponseWriter has no
+// deadlines. After Close it does nothing: defer it.
 func (s *JSONStream) Abort() { s.fail(errors.New("aborted")) }
 
-// StreamJSON responds with items as one JSON array, sent while they come. It is
-// [JSONStream] in one call: an error that items yields, that encoding meets or
-// that the client causes is returned, wrapped. If nothing has been sent, the
-// response is then the caller's to make; if something has, it is aborted. Elements
-// are encoded as those of a []T are. A nil iterator is an error, and a panic of
-// the iterator passes on. For a HEAD request items is not called.
+// StreamJSON responds with items as one JSON array, a [JSONStream] in one call.
+// It returns, wrapped, an error of items, of encoding or of the client.
+// Elements are encoded as those of a []T. A nil iterator is an error. A panic
+// of the iterator passes on.
 func StreamJSON[T any](w http.ResponseWriter, r *http.Request, items iter.Seq2[T, error]) error {
 	s, err := NewJSONStream(w, r)
 	return streamItems(s, err, items)
 }
 
-// StreamNDJSON is [StreamJSON] for newline-delimited JSON, one document a line.
+// StreamNDJSON is [StreamJSON] for newline-delimited JSON.
 func StreamNDJSON[T any](w http.ResponseWriter, r *http.Request, items iter.Seq2[T, error]) error {
 	s, err := NewNDJSONStream(w, r)
 	return streamItems(s, err, items)
@@ -262,9 +247,10 @@ func streamItems[T any](s *JSONStream, err error, items iter.Seq2[T, error]) err
 	return s.Close()
 }
 
-// Receive returns an iterator over what comes from a channel, for [StreamJSON],
-// until that is closed. When ctx ends it yields [context.Cause] and stops; give
-// it the request's, and the producer too. A nil channel yields an error.
+// Receive returns an iterator over what comes from ch, for [StreamJSON], until
+// ch is closed or ctx ends, when it yields [context.Cause]. Give it the
+// request's context, and the producer too: after an error nobody receives. A
+// nil channel yields an error.
 func Receive[T any](ctx context.Context, ch <-chan T) iter.Seq2[T, error] {
 	return func(yield func(T, error) bool) {
 		var zero T
@@ -291,11 +277,10 @@ func Receive[T any](ctx context.Context, ch <-chan T) iter.Seq2[T, error] {
 	}
 }
 
-// JSONHandler returns a handler that responds to each request with [StreamJSON]
-// of what items returns for it. An error is logged as "stream failed", at level
-// debug if the client has disconnected. The client gets a 500 if nothing was sent
-// before, and otherwise sees that the response is not whole. For a HEAD request
-// items is not called. JSONHandler panics if items is nil.
+// JSONHandler returns a handler that calls [StreamJSON] with what items returns
+// for a request. It logs an error as "stream failed", at level debug if the
+// client has disconnected, and responds with 500 if nothing was sent. It panics
+// if items is nil.
 func JSONHandler[T any](items func(*http.Request) iter.Seq2[T, error]) http.Handler {
 	if items == nil {
 		panic("conduit: JSONHandler: items is nil")
@@ -334,26 +319,24 @@ func streamFailed(w http.ResponseWriter, r *http.Request, err error, started boo
 	}
 }
 
-// SSEEvent is a server-sent event ([WHATWG HTML, Section 9.2]). It is sent with
-// data, even if that is empty, because clients drop an event without. Only an
-// event that has nothing but Retry goes without: clients heed it and show nothing.
+// SSEEvent is a server-sent event ([WHATWG HTML]). It has data, even if empty,
+// or clients would drop it. Only one with just Retry has none: clients heed it
+// and show nothing.
 //
-// [WHATWG HTML, Section 9.2]: https://html.spec.whatwg.org/multipage/server-sent-events.html
+// [WHATWG HTML]: https://html.spec.whatwg.org/multipage/server-sent-events.html
 type SSEEvent struct {
-	// ID is what a client that reconnects sends as Last-Event-ID; empty leaves
-	// the last one in place. Anything but printable ASCII is an error, and so are
-	// more than 256 bytes: some clients cannot send it back, and proxies refuse it.
+	// ID is what a client that reconnects sends as Last-Event-ID; empty leaves the
+	// last one in place. It must be printable ASCII, at most 256 bytes.
 	ID string
 
-	// Event is the type, "message" if it is empty. A line break is an error.
+	// Event is the type, "message" if empty. No line breaks are allowed.
 	Event string
 
-	// Data is any text. LF, CRLF and CR end its lines, which reach the client
-	// with LF between them.
+	// Data is any text. LF, CRLF and CR end its lines; clients get LF.
 	Data string
 
-	// Retry, when it is set, is how long clients wait before they reconnect, in
-	// whole milliseconds, from now on. Negative is an error.
+	// Retry, if positive, is how long clients wait before they reconnect, in whole
+	// milliseconds, from now on. Negative is an error.
 	Retry time.Duration
 }
 
@@ -423,39 +406,29 @@ func appendLine(b []byte, name, value string) []byte {
 	return append(append(b, value...), '\n')
 }
 
-// SSEStream is a response of server-sent events, which a browser's EventSource
-// reads. What [Stream] says of timeouts, errors, HEAD and goroutines holds for it.
+// SSEStream is a response of server-sent events, for a browser's EventSource.
+// Timeouts, errors, HEAD and goroutines are as for a [Stream].
 //
-// A client whose response ends reconnects by itself, with the ID of the last event
-// that it saw. A stream that is to end for good says so in an event, upon which
-// the page closes its EventSource.
+// A client whose response ends reconnects, with the ID of the last event that
+// it saw. To end for good, send an event upon which the page closes its
+// EventSource.
 //
-// A status other than 200 is final to an EventSource. A proxy answers 502 while
-// the only instance behind it restarts, so a page that is to survive that opens a
-// new one when the old one is CLOSED:
+// A status other than 200 is final to an EventSource, such as a proxy's 502
+// while the instance behind it restarts. To survive it, a page opens another
+// when readyState is CLOSED, after a random 2 to 10 seconds.
 //
-//	function follow() {
-//		const events = new EventSource("/events")
-//		events.onerror = () => {
-//			if (events.readyState === EventSource.CLOSED) {
-//				setTimeout(follow, 2000 + 8000 * Math.random())
-//			}
-//		}
-//	}
-//
-// A client may vanish without a word, its cable pulled. Linux accepts heartbeats
-// for it for some 15 minutes, and only then does the stream end. On HTTP/2 the
-// SendPingTimeout of [http.HTTP2Config] shortens that. On HTTP/1 the sysctl
-// net.ipv4.tcp_retries2 does: 8 makes it less than two minutes.
+// On Linux the stream of a client that vanishes, its cable pulled, ends only
+// after some 15 minutes of heartbeats. SendPingTimeout of [http.HTTP2Config]
+// shortens that on HTTP/2, the sysctl net.ipv4.tcp_retries2 on HTTP/1: 8 makes
+// it less than two minutes.
 type SSEStream struct {
 	streamResponse
 	retrySent atomic.Bool
 }
 
-// NewSSEStream sends the header of a stream of events: text/event-stream unless
-// the handler has set another Content-Type, and what keeps caches and proxies
-// from holding events back or changing them. It fails as [NewTextStream] does, and
-// with the other errors of a [Stream].
+// NewSSEStream sends the header, of type text/event-stream unless the handler
+// has set another, with fields that keep caches and proxies from delaying or
+// changing events. It fails as [NewTextStream] and a [Stream] do.
 func NewSSEStream(w http.ResponseWriter, r *http.Request) (*SSEStream, error) {
 	s := new(SSEStream)
 	if err := s.open(w, r, eventStream); err != nil {
@@ -469,8 +442,8 @@ func NewSSEStream(w http.ResponseWriter, r *http.Request) (*SSEStream, error) {
 	return s, nil
 }
 
-// WriteSSE sends an event, and returns nil when it is flushed. One that is nil or
-// has a field that [SSEEvent] forbids is an error, and the stream goes on.
+// WriteSSE sends and flushes an event. One that is nil or that [SSEEvent]
+// forbids is an error, and the stream goes on.
 func (s *SSEStream) WriteSSE(e *SSEEvent) error { return s.sendEvent(e, s.flush) }
 
 func (s *SSEStream) sendEvent(e *SSEEvent, flush func() error) error {
@@ -498,17 +471,16 @@ func (s *SSEStream) sendFrames(flush func() error, frames ...[]byte) error {
 	})
 }
 
-// Serve sends every event that comes from the channel: at once, or together with
-// others if the last flush was less than a millisecond before. It sends a comment
-// whenever nothing was sent for 15 seconds.
+// Serve sends every event from the channel: at once, or together with others if
+// a flush was less than a millisecond ago. When nothing was sent for 15
+// seconds, it sends a comment, the heartbeat.
 //
-// It returns nil when the channel is closed, or when the server drains, with what
-// is ready in the channel sent and the client told to come back after a random
-// time from 2 to 10 seconds. It returns an error when the client disconnects or an
-// event is one that [SSEEvent] forbids; what came before that is sent. Nobody
-// receives from the channel then, so a producer must also end with the request's
-// context. A nil channel is an error. For a HEAD request it leaves the channel
-// alone.
+// It returns nil when the channel is closed or the server drains. At a drain it
+// sends what is ready in the channel, and tells the client to come back after a
+// random 2 to 10 seconds. It returns an error when the client disconnects or
+// [SSEEvent] forbids an event; those before it are sent. Nobody receives from
+// the channel then: a producer must also end with the request's context. A nil
+// channel is an error.
 func (s *SSEStream) Serve(events <-chan *SSEEvent) error {
 	if events == nil {
 		return errors.New("conduit: stream: events: the channel is nil")
@@ -570,22 +542,19 @@ func (s *SSEStream) addHeartbeat(n int) {
 	})
 }
 
-// LastEventID returns the ID of the last event that the client has seen, "" without
-// one: the request's Last-Event-ID, or without that its query's lastEventId, which
-// is how clients without control of the header say it. The client chooses it: look
-// it up, never trust it.
+// LastEventID returns the ID of the last event that the client saw, or "": its
+// Last-Event-ID, or else lastEventId of the query, for clients that cannot set
+// fields. The client chooses it: never trust it.
 func (s *SSEStream) LastEventID() string { return lastEventID(s.r) }
 
 func lastEventID(r *http.Request) string {
 	return cmp.Or(r.Header.Get("Last-Event-ID"), r.URL.Query().Get("lastEventId"))
 }
 
-// SSEHandler returns a handler that opens a stream of events for each request
-// and has serve fill it, with a comment whenever nothing was sent for 15 seconds.
-// The stream ends when serve returns; at a drain clients are told to come back as
-// by [SSEStream.Serve]. An error is logged as "stream failed", at level debug if
-// the client has disconnected. For HEAD serve is not called. SSEHandler panics if
-// serve is nil.
+// SSEHandler returns a handler that opens a stream for each request, and ends
+// it when serve returns. It sends heartbeats, and at a drain a time to come
+// back, as [SSEStream.Serve] does, and logs errors as [JSONHandler] does. It
+// panics if serve is nil.
 func SSEHandler(serve func(s *SSEStream, r *http.Request) error) http.Handler {
 	if serve == nil {
 		panic("conduit: SSEHandler: serve is nil")
@@ -617,18 +586,16 @@ func SSEHandler(serve func(s *SSEStream, r *http.Request) error) http.Handler {
 // SSEBrokerConfig configures [NewSSEBroker].
 type SSEBrokerConfig struct {
 	// Replay is how many events are kept for clients that reconnect, 256 by
-	// default, negative for none.
+	// default. Negative: none.
 	Replay int
 
-	// Queue is how many events a client may lag behind before it is told of a
-	// gap and its response ends: Replay by default, and 256 where that is none. It
-	// should be more than what is published within a few milliseconds: with a small
-	// Replay, set it. Negative panics.
+	// Queue is how many events a client may lag behind: Replay by default, 256 if
+	// that is none. With a small Replay, set it to more than what is published
+	// within a few milliseconds.
 	Queue int
 
-	// MaxClients is how many clients there may be at once; more get 503 with
-	// Retry-After, which is final to a browser's EventSource ([SSEStream] says what
-	// a page can do). 0 is no limit, negative panics.
+	// MaxClients is the most clients at once; 0: no limit. More get 503 with
+	// Retry-After, final to an EventSource: see [SSEStream].
 	MaxClients int
 }
 
@@ -649,24 +616,18 @@ func (c *SSEBrokerConfig) withDefaults() (SSEBrokerConfig, error) {
 	return d, errors.Join(errs...)
 }
 
-// SSEBroker is a handler that sends every event which is published to all of its
-// clients, with a comment to those that were sent nothing for 15 seconds. The zero
-// value is one with the defaults. A client that lags more than Queue events behind
-// gets an event of type gap, and its response ends as at a drain; it holds up
-// neither Publish nor the other clients. Any goroutine may call the methods.
+// SSEBroker is a handler that sends every published event to all its clients,
+// with heartbeats. The zero value has the defaults. A client more than Queue
+// events behind gets an event of type gap, and its response ends as at a drain;
+// it holds up neither Publish nor others. Any goroutine may call the methods.
 //
-// A client that reconnects with the ID of an event that the broker keeps gets what
-// it missed. If the broker does not know it, the event being too old or from
-// before a restart, the client gets an event of type gap, and then all that is
-// kept. A page that cannot do without the events it missed loads its state anew
-// upon a gap:
+// A client that reconnects with the ID of a kept event gets what it missed.
+// With an unknown one, too old or from before a restart, it gets a gap, then
+// all that is kept. A page that needs what it missed reloads at a gap.
 //
-//	events.addEventListener("gap", () => location.reload())
-//
-// A client that is sent no event at first gets the ID to come back with, in a block
-// without data. Browsers ignore such a block, as the standard says. Some clients,
-// go-sse and r3labs/sse for Go among them, deliver an empty event: a program skips
-// events without data.
+// A client without an event at first gets the ID to come back with, in a block
+// without data. Against the standard some clients, such as go-sse and
+// r3labs/sse, deliver that as an empty event: skip it.
 type SSEBroker struct {
 	mu      sync.Mutex // guards what follows
 	config  SSEBrokerConfig
@@ -684,8 +645,8 @@ type sseFrame struct {
 	bytes []byte // the event as it is sent, never changed
 }
 
-// NewSSEBroker returns a broker for cfg, which it copies; nil is all defaults.
-// It panics, naming the field, on a negative Queue or MaxClients.
+// NewSSEBroker returns a broker for cfg. It panics on a negative Queue or
+// MaxClients.
 func NewSSEBroker(cfg *SSEBrokerConfig) *SSEBroker {
 	b := new(SSEBroker)
 	b.configure(cfg)
@@ -710,11 +671,10 @@ func (b *SSEBroker) lock() {
 	}
 }
 
-// Publish sends an event, which it copies, to the clients that are there, and
-// keeps it for those that come back. It waits for none of them. An event without
-// an ID gets one, of a prefix that is random for each broker and a number, unless
-// it carries nothing but Retry. One that [SSEEvent] forbids is an error, and so is
-// any after Close.
+// Publish sends a copy of e to all clients, waiting for none, and keeps it for
+// those that come back. An event without an ID gets one, a prefix random for
+// each broker and a number, unless it has only Retry. An event that [SSEEvent]
+// forbids is an error, as is any after Close.
 func (b *SSEBroker) Publish(e *SSEEvent) error {
 	if err := e.check(); err != nil {
 		return err
@@ -771,8 +731,8 @@ func (b *SSEBroker) Clients() int {
 	return b.clients
 }
 
-// Close ends the responses of all clients, once they have what was published, and
-// of those that come later, as a drain does. It waits for none, and returns nil.
+// Close ends the responses of all clients, and of later ones, as a drain does,
+// once they have what was published. It waits for none, and returns nil.
 func (b *SSEBroker) Close() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -964,10 +924,8 @@ func (s *streamResponse) open(w http.ResponseWriter, r *http.Request, contentTyp
 	return nil
 }
 
-// Done returns a channel that is closed when the client has disconnected, the
-// stream has failed or ended, or the server drains ([Draining]). A drain ends no
-// stream: the handler decides whether to go on. For a HEAD request the channel is
-// closed from the start.
+// Done closes when the client disconnects, the stream ends or the server
+// drains.
 func (s *streamResponse) Done() <-chan struct{} { return s.active().Done() }
 
 // active returns the context that Done is of. Few handlers ask for it, and to
