@@ -34,35 +34,29 @@ import (
 	"time"
 )
 
-// ProfilingConfig configures a [Profiler]. A zero field means the default that
-// its comment gives. A negative number is an error.
+// ProfilingConfig configures a [Profiler]. Negative numbers are errors.
 type ProfilingConfig struct {
-	// Allow reports whether to answer a request. If it is set, it alone decides.
-	// It is called for every request, from many goroutines. nil admits this
-	// machine only; see [Profiler].
+	// Allow alone decides which requests to serve, from many goroutines. nil allows
+	// this machine only; see [Profiler].
 	Allow func(*http.Request) bool
 
-	// MaxDuration is the longest profile to record, 5 minutes by default. A
-	// request for a longer one gets 400. One without ?seconds= gets no more.
+	// MaxDuration is the longest profile, 5 minutes by default. A request for more
+	// gets 400, one without ?seconds= at most that.
 	MaxDuration time.Duration
 
-	// MutexFraction is the rate for [runtime.SetMutexProfileFraction] until
-	// Close: one in so many contentions is recorded. 0 leaves the rate alone.
+	// MutexFraction and BlockRate are for [runtime.SetMutexProfileFraction] and
+	// [runtime.SetBlockProfileRate] until Close; 0 leaves the rate alone. A
+	// BlockRate of 10,000 nanoseconds costs little.
 	MutexFraction int
+	BlockRate     int
 
-	// BlockRate is the rate for [runtime.SetBlockProfileRate] until Close: one
-	// event is recorded for so many nanoseconds that goroutines wait. 0 leaves
-	// the rate alone. 10,000 costs little.
-	BlockRate int
-
-	// FlightRecorder is how much of the past an execution trace in memory
-	// covers, for the endpoint flight and for [Profiler.SlowRequests]. The trace
-	// takes about 10 MiB, which a busy program fills in less time. A process
-	// has one flight recorder: a second is an error until the first is closed.
-	// 0 turns it off.
+	// FlightRecorder is how much of the past a trace in memory covers, for the
+	// endpoint flight and [Profiler.SlowRequests]; 0: none. It takes about 10 MiB,
+	// which a busy program fills sooner. A second in a process is an error until
+	// the first is closed.
 	FlightRecorder time.Duration
 
-	// DB is a pool whose state joins the statistics. nil: none.
+	// DB is a pool for the statistics; nil: none.
 	DB *sql.DB
 }
 
@@ -86,10 +80,9 @@ func (c *ProfilingConfig) withDefaults() (ProfilingConfig, error) {
 	return d, errors.Join(errs...)
 }
 
-// EnableDefaultProfiling serves profiles and statistics at /debug/pprof/ on mux,
-// for this machine only, which includes a proxy on it: see [Profiler]. It is
-// [NewProfiler] with the defaults and [Profiler.Enable], with nothing to close.
-// It panics if mux is nil or has these patterns already.
+// EnableDefaultProfiling is [Profiler.Enable] of a [Profiler] with the
+// defaults. It serves this machine only, which includes a proxy on it. Nothing
+// needs closing.
 func EnableDefaultProfiling(mux *http.ServeMux) {
 	p, err := NewProfiler(nil)
 	if err != nil {
@@ -98,8 +91,8 @@ func EnableDefaultProfiling(mux *http.ServeMux) {
 	p.Enable(mux)
 }
 
-// Profiler serves the endpoints of [net/http/pprof], for go tool pprof and go
-// tool trace, and more, at /debug/pprof/:
+// Profiler serves the endpoints of [net/http/pprof], and more, at
+// /debug/pprof/:
 //
 //	profile              CPU, for 30 seconds or ?seconds=
 //	trace                execution trace, for 1 second or ?seconds=
@@ -108,56 +101,50 @@ func EnableDefaultProfiling(mux *http.ServeMux) {
 //	block mutex          waiting and contention
 //	flight               the flight recorder's window, an execution trace
 //	stats                RuntimeStats and more, in JSON or for Prometheus
-//	live                 a page that plots the statistics as they come
+//	live                 a page that plots the statistics
 //	symbol cmdline       as in net/http/pprof
 //
-// Importing net/http/pprof serves them on [http.DefaultServeMux], to everybody
-// who can reach that. A Profiler touches only the mux that it is given.
+// Unlike net/http/pprof it registers nothing by itself. Any goroutine may call
+// the methods.
 //
-// # Who may look
+// # Access
 //
-// Without Allow, a Profiler answers only what comes from this machine. The
-// peer must be a loopback address or a Unix socket. The Host must be localhost
-// or a loopback address, so that no web page gets in by DNS rebinding. HTTP/1.0,
-// which nginx speaks to its upstreams by default, is refused, and so is a request
-// with a field that proxies add, such as Forwarded, Via, X-Forwarded-* or
-// X-Real-IP. What another site's page makes a browser fetch is refused too
-// (Sec-Fetch-Site), unless somebody follows a link. All these get 403, and the
-// log a line, "profiling refused".
+// Without Allow, a Profiler serves this machine only. The peer must be a
+// loopback address or a Unix socket, the Host localhost or a loopback address
+// (against DNS rebinding). It refuses HTTP/1.0, which nginx speaks to upstreams
+// by default, fields that proxies add, such as Forwarded, Via, X-Forwarded-* or
+// X-Real-IP, and fetches by other sites' pages (Sec-Fetch-Site), except links.
+// A refusal is a 403 and a log line, "profiling refused".
 //
-// Behind a proxy on the same machine this is not enough. Every peer is a
-// loopback address there, and nginx from 1.29.7 on and haproxy add no field by
-// default, and may send a Host that looks local. Use a port that the proxy does
-// not lead to ([NewProfilingServer]), set Allow, or have the proxy refuse
-// /debug/. The guard tells machines apart, not the users of one machine.
+// That is not enough behind a proxy on the same machine: every peer is a
+// loopback address, nginx from 1.29.7 on and haproxy add no field by default,
+// and the Host may look local. Use a port that the proxy does not lead to
+// ([NewProfilingServer]), set Allow, or have the proxy refuse /debug/. The
+// users of one machine are not told apart.
 //
-// # Profiles that take time
+// # Recording
 //
-// Neither [Timeout] nor the server's WriteTimeout ends profile, trace, and block
-// or mutex with ?seconds=. The client has 15 seconds for each 64 KiB of the
-// response. They end early when the client disconnects, the request's context
-// ends, the server drains, or a trace has grown to 32 MiB. What there is by then
-// is a complete profile of a shorter time. Fractions of a second are allowed. A
-// second CPU profile or trace at the same time gets 409.
+// profile, trace, and block or mutex with ?seconds= outlive the timeouts as a
+// [Stream] does; seconds may be fractions. They end early, as a complete
+// profile of a shorter time, when the request's context ends, the server
+// drains, or a trace has 32 MiB. A second CPU profile or trace at once gets
+// 409.
 //
-// ?seconds= turns the rate of block or mutex on for that long if it is off. Every
-// contention is then recorded, and all waiting from 10 microseconds on. The
-// runtime only ever adds up: such a profile also has what was recorded before.
-// Without ?seconds= and a rate, nothing new is recorded. Rates belong to the
-// process. A recording keeps a mutex rate that the program has set. The runtime
-// does not tell its block rate, so a recording turns off one that was set by other
-// means than BlockRate. A mutex that goroutines have queued for without a break
-// since before its rate was on is not seen.
+// ?seconds= turns the rate of block or mutex on for so long if it is off: for
+// every contention, and all waiting from 10 microseconds on. The profile also
+// has what was recorded before. Without a rate and ?seconds=, nothing new is
+// recorded.
 //
-// All other profiles show one moment, and refuse ?seconds= with 400. To see what
-// changes in an interval, fetch two and compare them, which works for block and
-// mutex too:
+// Rates belong to the process. A recording keeps a mutex rate that the program
+// has set, but turns off a block rate not set by BlockRate, which the runtime
+// does not tell. A mutex that goroutines have queued for without a break since
+// before its rate was on is not seen.
 //
-//	curl -o before http://localhost:8080/debug/pprof/heap
-//	go tool pprof -base before http://localhost:8080/debug/pprof/heap
+// Other profiles show one moment, and refuse ?seconds= with 400. To see what
+// changes in an interval, of block and mutex too, compare two with go tool
+// pprof -base.
 //
-// Errors are text that go tool pprof shows. Caches may store no response. The
-// methods of a Profiler may be called from any goroutine.
+// Errors are text that go tool pprof shows. Caches may store no response.
 type Profiler struct {
 	config     ProfilingConfig
 	standalone bool           // on a server of its own, whose connections interest nobody
@@ -170,9 +157,8 @@ type Profiler struct {
 	closed   bool
 }
 
-// NewProfiler returns a Profiler for cfg, which it copies; nil is all defaults.
-// It sets the rates and starts the flight recorder. The error names every field
-// that is negative, or FlightRecorder if the process has one already.
+// NewProfiler returns a Profiler for cfg, sets its rates and starts its flight
+// recorder.
 func NewProfiler(cfg *ProfilingConfig) (*Profiler, error) {
 	c, err := cfg.withDefaults()
 	if err != nil {
@@ -196,9 +182,8 @@ func NewProfiler(cfg *ProfilingConfig) (*Profiler, error) {
 
 const profilingPath = "/debug/pprof/"
 
-// Enable serves p on mux, at /debug/pprof/. It registers GET, and POST for
-// symbol, so that it does not conflict with the mux's other routes. It panics if
-// mux is nil or has these patterns already.
+// Enable serves p on mux: GET /debug/pprof/, and POST for symbol. It panics if
+// mux is nil or has these patterns.
 func (p *Profiler) Enable(mux *http.ServeMux) {
 	if mux == nil {
 		panic("conduit: mux: is nil")
@@ -207,11 +192,9 @@ func (p *Profiler) Enable(mux *http.ServeMux) {
 	mux.Handle("POST "+profilingPath+"symbol", p)
 }
 
-// Close sets the rates back, stops the flight recorder, and waits for a
-// recording that [Profiler.SlowRequests] is writing. The mutex rate is again
-// what it was before [NewProfiler]. The block rate is off if BlockRate was set,
-// since nobody can read what it was. All else is served as before. Close returns
-// nil, and may be called more than once.
+// Close stops the flight recorder, waits for a recording of
+// [Profiler.SlowRequests], sets the mutex rate back and turns a BlockRate off.
+// All else is served as before. Close returns nil, every time.
 func (p *Profiler) Close() error {
 	p.mu.Lock()
 	p.closed = true // no slow request is recorded from here on
@@ -231,8 +214,8 @@ func (p *Profiler) Close() error {
 	return nil
 }
 
-// ServeHTTP answers a request whose path is /debug/pprof/ or below it, with any
-// router. Methods other than GET and HEAD, and POST for symbol, get 405.
+// ServeHTTP responds at and below /debug/pprof/, with any router. Methods other
+// than GET and HEAD, and POST for symbol, get 405.
 func (p *Profiler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h := w.Header()
 	h.Set("Cache-Control", "no-store")
@@ -562,21 +545,19 @@ const (
 	slowKept  = 10          // recordings
 )
 
-// SlowRequests writes the flight recorder's window to a file in dir, for go tool
-// trace, when a request took threshold or longer: what the handler, and all else
-// in the process, did in the seconds before. It writes at most one a minute, and
-// keeps the newest ten in dir. The name has the time and the request's id,
-// slow-20060102T150405.000Z-ID.trace, and the log a line with it, "slow request
-// recorded".
+// SlowRequests writes the flight recorder's window, for go tool trace, to a
+// file in dir when a request took threshold or longer: what the whole process
+// did until then. It writes at most one a minute, and keeps the newest ten. The
+// name, slow-20060102T150405.000Z-ID.trace, has the time and the request's id,
+// and is in the log line "slow request recorded".
 //
-// A request ends when its handler returns. One that lasts by nature (a stream,
-// an event stream, a file of a [FileServer]) ends with the first byte of its
-// response, or when its connection is hijacked. No request waits for the file.
-// [Profiler.Close] does: call it in a hook of the shutdown.
+// A request ends when its handler returns, its connection is hijacked, or a
+// stream or a file of a [FileServer] sends its first byte. No request waits for
+// the file; [Profiler.Close] does: call it in a hook of the shutdown.
 //
-// SlowRequests belongs inside [RequestID], for the id, and outside [Timeout],
-// which ends a request too. It panics, naming each, if the Profiler has no
-// FlightRecorder, threshold is not positive, or dir is not a directory.
+// Put SlowRequests inside [RequestID], for the id, and outside [Timeout], which
+// ends a request too. It panics without a FlightRecorder, a positive threshold
+// and a directory dir.
 func (p *Profiler) SlowRequests(threshold time.Duration, dir string) Middleware {
 	var errs errorList
 	if p.config.FlightRecorder == 0 {
@@ -690,16 +671,13 @@ func (p *Profiler) recordSlow(logger *slog.Logger, dir, name string) {
 	}
 }
 
-// NewProfilingServer returns a server of its own for a Profiler, on a port that
-// the public side of a service does not have. It has no WriteTimeout. Its Profiler
-// closes when the server has been shut down or closed: do that even if it never
-// served.
+// NewProfilingServer returns a server for a Profiler alone. It has no
+// WriteTimeout, and logs to [slog.Default]. Shut it down or close it, even if
+// it never served, to close the Profiler.
 //
-// An addr without a host, ":6060", is 127.0.0.1. With a host that others can
-// reach, "10.0.0.7:6060" or "0.0.0.0:6060", they still get 403 unless cfg has an
-// Allow that lets them in. The server logs to [slog.Default]. Its statistics leave
-// out connections and requests, for those of the service are another server's. The
-// error names addr and every field that [NewProfiler] refuses.
+// An addr without a host, ":6060", is 127.0.0.1. At another, such as
+// "0.0.0.0:6060", other machines get 403 unless Allow lets them in. Its
+// statistics leave out connections and requests.
 func NewProfilingServer(addr string, cfg *ProfilingConfig) (*Server, error) {
 	mux := http.NewServeMux()
 	host, port, err := net.SplitHostPort(addr)
@@ -721,64 +699,59 @@ func NewProfilingServer(addr string, cfg *ProfilingConfig) (*Server, error) {
 	return srv, nil
 }
 
-// RuntimeStats is the state of the process as the Go runtime tells it through
-// [runtime/metrics], which stops nothing to do so. Totals are since the start.
-// The percentiles are those of a histogram since the start, each the upper
-// bound of a bucket.
+// RuntimeStats is the state of the process, from [runtime/metrics]. Totals are
+// since the start. Percentiles are upper bounds of a histogram's buckets since
+// then.
 type RuntimeStats struct {
 	GoVersion     string  `json:"go_version"`
 	UptimeSeconds float64 `json:"uptime_seconds"`
 	GOMAXPROCS    uint64  `json:"gomaxprocs"`
 	Goroutines    uint64  `json:"goroutines"`
 
-	// HeapBytes is the memory of objects that are in use or not yet swept,
-	// HeapLiveBytes of those that the last collection found in use.
-	// HeapGoalBytes is the size at which the next collection is to end.
+	// HeapBytes is the memory of objects in use or not yet swept, HeapLiveBytes of
+	// those in use at the last collection. The next is to end at HeapGoalBytes.
 	HeapBytes     uint64 `json:"heap_bytes"`
 	HeapLiveBytes uint64 `json:"heap_live_bytes"`
 	HeapGoalBytes uint64 `json:"heap_goal_bytes"`
 	HeapObjects   uint64 `json:"heap_objects"`
 	StackBytes    uint64 `json:"stack_bytes"`
 
-	// MemoryBytes is all that the runtime has from the system and has not
-	// given back.
+	// MemoryBytes is what the runtime holds from the system.
 	MemoryBytes         uint64 `json:"memory_bytes"`
 	AllocatedBytesTotal uint64 `json:"allocated_bytes_total"`
 
 	GCCyclesTotal uint64 `json:"gc_cycles_total"`
 
-	// GCPausesTotal counts the times that a collection stopped the world,
-	// usually two a cycle. GCPauseSecondsTotal is how long they took, an
-	// estimate from the histogram.
+	// GCPausesTotal counts stops of the world for collection, usually two a cycle,
+	// GCPauseSecondsTotal their time, an estimate from the histogram.
 	GCPausesTotal       uint64  `json:"gc_pauses_total"`
 	GCPauseSecondsTotal float64 `json:"gc_pause_seconds_total"`
 	GCPauseP50Seconds   float64 `json:"gc_pause_p50_seconds"`
 	GCPauseP99Seconds   float64 `json:"gc_pause_p99_seconds"`
 
-	// The scheduler's latency is how long goroutines that could run had to wait.
+	// The scheduler's latency is how long runnable goroutines waited.
 	SchedulerLatencyP50Seconds float64 `json:"scheduler_latency_p50_seconds"`
 	SchedulerLatencyP99Seconds float64 `json:"scheduler_latency_p99_seconds"`
 
-	// MutexWaitSecondsTotal is how long goroutines waited for a sync.Mutex or
-	// sync.RWMutex, or for a lock of the runtime.
+	// MutexWaitSecondsTotal is for sync.Mutex, sync.RWMutex and locks of the
+	// runtime.
 	MutexWaitSecondsTotal float64 `json:"mutex_wait_seconds_total"`
 
-	// The processor time of the program's code and of collection are estimates
-	// that the runtime makes at the end of each collection, which comes at
-	// least every two minutes unless it is off. They are 0 before the first.
+	// Processor time of the program's code and of collection, estimated at the end
+	// of each collection: at least every two minutes unless off. It is 0 before the
+	// first.
 	CPUUserSecondsTotal float64 `json:"cpu_user_seconds_total"`
 	CPUGCSecondsTotal   float64 `json:"cpu_gc_seconds_total"`
 }
 
-// ReadRuntimeStats reads the process's statistics in a few microseconds,
-// without allocation, and without stopping the world as
-// [runtime.ReadMemStats] does. It may be called from any goroutine.
+// ReadRuntimeStats reads the statistics in a few microseconds, without
+// allocation and without stopping the world. Any goroutine may call it.
 //
-// The endpoint stats adds the connections and requests of the [Server] that it is
-// asked through, the pool of ProfilingConfig.DB, and on Linux the process's own
-// processor time, memory and file descriptors. Prometheus gets them under the
-// names of its client for Go, with the rest of that client's go_memstats, and
-// histograms of collection pauses and scheduling latency.
+// The endpoint stats adds connections and requests of the [Server] it is asked
+// through, the pool of ProfilingConfig.DB, and on Linux the process's processor
+// time, memory and file descriptors. Prometheus gets them under the names of
+// its Go client, with all of its go_memstats, and histograms of collection
+// pauses and scheduling latency.
 func ReadRuntimeStats() RuntimeStats {
 	m := readRuntime()
 	defer runtimeReadings.Put(m)
