@@ -77,7 +77,7 @@ type FileServer struct {
 	start      time.Time // what fileEntry.freshUntil counts from
 	cache      fileCache
 	pending    sync.Map    // the looks at files under way, by key
-	dirMissing atomic.Bool // and that has been logged
+	dirMissing atomic.Bool // and logged
 }
 
 // FileServerConfig configures [NewFileServerWith].
@@ -151,7 +151,6 @@ func (c *FileServerConfig) withDefaults() (FileServerConfig, error) {
 	}
 	d.MaxCachedFile = min(d.MaxCachedFile, d.CacheBytes/8)
 	d.Recheck = cmp.Or(d.Recheck, time.Second)
-	prefix := strings.TrimSuffix(d.Prefix, "/")
 
 	var errs errorList
 	switch {
@@ -169,10 +168,12 @@ func (c *FileServerConfig) withDefaults() (FileServerConfig, error) {
 			errs.add("Dir: %w", err)
 		}
 	}
+	prefix := strings.TrimSuffix(d.Prefix, "/")
 	if prefix != "" && (prefix[0] != '/' || path.Clean(prefix) != prefix) {
 		errs.add("Prefix: %q is not a path that begins with a slash and is in its shortest form", d.Prefix)
 	}
 	d.Prefix = prefix
+
 	for _, file := range []struct{ field, name string }{{"Index", d.Index}, {"Fallback", d.Fallback}} {
 		switch {
 		case file.name == "":
@@ -209,10 +210,9 @@ func NewFileServerWith(cfg *FileServerConfig) (*FileServer, error) {
 
 // ServeHTTP serves a file.
 func (f *FileServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	// serve answers with a file in memory, or a 304 for it. Ranges, other
-	// conditions and large files go on to serveContent. revalidate finds that a
-	// file has changed, serveContent that it has since the last look. serveError
-	// answers for a missing file.
+	// serve responds from memory, or with a 304. Ranges, other conditions and
+	// large files go on to serveContent. revalidate finds out that a file has
+	// changed, serveContent that it has since the last look.
 	if !requireGetOrHead(w, r) {
 		return
 	}
@@ -253,7 +253,7 @@ func (f *FileServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // URL returns the path of a file with its version, for templates:
 // "/static/app.js?v=VERSION". Without a file it returns the path alone.
 func (f *FileServer) URL(name string) string {
-	u := url.URL{Path: f.config.Prefix + "/" + strings.TrimLeft(name, "/")} // a second slash would begin a host
+	u := url.URL{Path: f.config.Prefix + "/" + strings.TrimLeft(name, "/")} // a second slash would start a host
 	if file, ok := f.nameOf(&u); ok {
 		if e, _ := f.lookup(context.Background(), u.Path, file); e != nil {
 			u.RawQuery = e.versionQuery
@@ -265,8 +265,9 @@ func (f *FileServer) URL(name string) string {
 // Close returns nil. A FileServer keeps no file open.
 func (f *FileServer) Close() error { return nil }
 
-// nameOf returns the name of the file that a URL asks for: the index where the
-// path ends in a slash. It is false if the path has a form that is refused.
+// nameOf returns the name of the file that a URL asks for, which is the index
+// if the path ends in a slash. It returns false if the path has a form that is
+// refused.
 func (f *FileServer) nameOf(u *url.URL) (string, bool) {
 	name, ok := strings.CutPrefix(u.Path, f.config.Prefix)
 	if f.config.Prefix != "" && ok {
@@ -284,7 +285,7 @@ func (f *FileServer) nameOf(u *url.URL) (string, bool) {
 	return name, ok && validFileName(name) && !encoded && (f.config.Dotfiles || !isHidden(name))
 }
 
-// isHidden reports whether a part of a name begins with a dot, but for
+// isHidden reports whether a part of a name begins with a dot, except
 // .well-known (RFC 8615).
 func isHidden(name string) bool {
 	return strings.Contains(strings.ReplaceAll("/"+name+"/", "/.well-known/", "/"), "/.")
@@ -306,9 +307,9 @@ func redirectToDirectory(w http.ResponseWriter, r *http.Request) {
 	w.WriteHeader(http.StatusMovedPermanently)
 }
 
-// serveError answers for a file that is not there or cannot be read. Nobody may
-// keep that as if it were the file, even if a middleware has allowed it for
-// every response.
+// serveError responds for a file that is missing or cannot be read. It removes
+// what a middleware has set for every file, so that nobody caches the error as
+// the file.
 func (f *FileServer) serveError(w http.ResponseWriter, r *http.Request, err error) {
 	status := http.StatusInternalServerError
 	if isNotThere(err) {
@@ -344,7 +345,7 @@ type fileEntry struct {
 
 	freshUntil atomic.Int64 // nanoseconds after FileServer.start
 
-	// The cache's.
+	// The cache uses these.
 	lives atomic.Int32
 	cost  int64
 	place *list.Element
@@ -372,9 +373,9 @@ func (f *FileServer) fresh(key string) *fileEntry {
 	return e
 }
 
-// lookup returns the fresh entry of a file for a key, reading the file if need
-// be. All who ask for the same key meanwhile share one look. An error beside an
-// entry says why that is an old one.
+// lookup returns the fresh entry of a file for a key, and reads the file if
+// need be. All who ask for the same key meanwhile share one look. An error
+// beside an entry says why the entry is an old one.
 func (f *FileServer) lookup(ctx context.Context, key, name string) (*fileEntry, error) {
 	if e := f.fresh(key); e != nil {
 		return e, nil
@@ -402,7 +403,7 @@ func (f *FileServer) revalidate(ctx context.Context, key, name string) (*fileEnt
 	}
 	if err != nil {
 		f.logError(ctx, name, err)
-		e = old // if the machine is at fault, what is in memory is still good
+		e = old // which is still good if the machine failed
 		if isNotThere(err) {
 			e = nil
 		}
@@ -421,8 +422,8 @@ var (
 	errNoDirectory = errors.New("the directory cannot be opened") // Dir
 )
 
-// isNotThere reports whether an error means that there is no such file for the
-// client. Every other error is one of the machine or the file system.
+// isNotThere reports whether an error means that the client has no such file.
+// Any other error is one of the machine or the file system.
 func isNotThere(err error) bool {
 	for _, target := range []error{
 		fs.ErrNotExist, fs.ErrPermission, fs.ErrInvalid, errIsDirectory,
@@ -435,12 +436,12 @@ func isNotThere(err error) bool {
 	return strings.HasSuffix(err.Error(), "path escapes from parent") // package os exports no value for it
 }
 
-// logError logs what an operator has to know: everything but a missing file. A
-// missing directory is logged once, until it is back.
+// logError logs every error but a missing file. A missing directory is logged
+// once, until it is back.
 func (f *FileServer) logError(ctx context.Context, name string, err error) {
 	switch {
 	case !isNotThere(err):
-		// The machine or the file system is at fault.
+		// The machine or the file system failed.
 	case errors.Is(err, errNoDirectory):
 		if f.dirMissing.Swap(true) {
 			return
@@ -452,7 +453,7 @@ func (f *FileServer) logError(ctx context.Context, name string, err error) {
 		slog.String("path", name), slog.String("err", err.Error()))
 }
 
-// keepFresh puts off the next look at a file.
+// keepFresh sets the time of the next look at a file.
 func (f *FileServer) keepFresh(e *fileEntry, now time.Time) {
 	until := int64(math.MaxInt64)
 	switch {
@@ -464,7 +465,7 @@ func (f *FileServer) keepFresh(e *fileEntry, now time.Time) {
 	e.freshUntil.Store(until)
 }
 
-// serve answers with a file. It allocates nothing for a file in memory, unless
+// serve responds with a file. It allocates nothing for a file in memory, unless
 // the request has a Range, or a condition other than the tag or date of that
 // very entry.
 func (f *FileServer) serve(w http.ResponseWriter, r *http.Request, e *fileEntry) {
@@ -500,8 +501,8 @@ func (f *FileServer) serve(w http.ResponseWriter, r *http.Request, e *fileEntry)
 	}
 }
 
-// status returns the status of a response from memory, 0 if it takes
-// [http.ServeContent] to tell.
+// status returns the status of a response from memory, and 0 if only
+// [http.ServeContent] can tell.
 func (e *fileEntry) status(r *http.Request, v *fileVariant, ranged bool) int {
 	tags, since := r.Header["If-None-Match"], r.Header["If-Modified-Since"]
 	switch {
@@ -577,8 +578,8 @@ func (e *fileEntry) youngCacheControl() []string {
 // part is longer than a short range.
 const maxRanges = 64
 
-// serveContent has net/http answer conditions and ranges, and requests for
-// bytes that are not in memory.
+// serveContent lets net/http decide on conditions and ranges, and serves bytes
+// that are not in memory.
 func (f *FileServer) serveContent(w http.ResponseWriter, r *http.Request, e *fileEntry, v *fileVariant) {
 	var content io.ReadSeeker = bytes.NewReader(v.body)
 	info := v.info
@@ -610,7 +611,7 @@ func (f *FileServer) serveContent(w http.ResponseWriter, r *http.Request, e *fil
 
 	h, modified := w.Header(), e.modified
 	e.setBodyHeader(h, v, r.URL.RawQuery)
-	if !fileUnchanged(info, v.info) { // it has just changed: there are no validators
+	if !fileUnchanged(info, v.info) { // it has just changed, and has no validators yet
 		delete(h, "Etag")
 		delete(h, "Last-Modified")
 		modified = time.Time{}
@@ -656,8 +657,8 @@ func fileDeadline(w http.ResponseWriter, r *http.Request) rollingDeadline {
 	return rollingDeadline{w, max(cmp.Or(writeTimeoutOf(r.Context()), writeAllowance), 3*time.Second)}
 }
 
-// WriteHeader takes back what the header says of a file that is not sent.
-// net/http leaves some of it in a 412, and lets ranges be asked of every 200.
+// WriteHeader removes from the header what describes a file that is not sent.
+// net/http leaves some of it in a 412, and offers ranges in every 200.
 func (w *fileWriter) WriteHeader(status int) {
 	h := w.Header()
 	if status >= http.StatusBadRequest {
@@ -681,10 +682,10 @@ func (w *fileWriter) Write(p []byte) (int, error) {
 	return n, nil
 }
 
-// ReadFrom keeps sendfile, which needs the limit to be directly around the
-// file, as io.CopyN has it. A file goes on where the deadline has interrupted it,
-// if the client has taken a piece: by then the header is out. Other sources cannot
-// give again what was read of them.
+// ReadFrom keeps sendfile, which needs the limit directly around the file, as
+// io.CopyN has it. If the deadline interrupts a file after a piece was taken,
+// ReadFrom goes on: the header is out by then. No other source can be read
+// twice.
 func (w *fileWriter) ReadFrom(src io.Reader) (int64, error) {
 	limited, ok := src.(*io.LimitedReader)
 	if !ok {
@@ -695,6 +696,7 @@ func (w *fileWriter) ReadFrom(src io.Reader) (int64, error) {
 	if !w.sendfile {
 		file = nil
 	}
+
 	var start int64
 	if file != nil {
 		piece *= 4 // sendfile is slow in small pieces
@@ -721,9 +723,8 @@ func (w *fileWriter) ReadFrom(src io.Reader) (int64, error) {
 	return size, nil
 }
 
-// youngAge is how old a change must be for the next one to be certain to have
-// another time. File systems that count in full seconds are the coarsest, but for
-// FAT.
+// youngAge is the age from which on the next change is certain to have another
+// time. The coarsest file systems, except FAT, count in full seconds.
 const youngAge = time.Second
 
 func isYoung(info fs.FileInfo) bool { return time.Since(info.ModTime()).Abs() <= youngAge }
@@ -743,6 +744,7 @@ func (f *FileServer) buildEntry(key, name string) (*fileEntry, error) {
 		cost:         int64(2<<10 + 4*len(key)), // beside the bytes
 	}
 	e.add(v, "")
+
 	e.sidecars = f.sidecarsOf(name, v.info)
 	compresses := compressible(e.contentType[0])
 	if ext == ".svgz" { // is gzip by its name
@@ -801,9 +803,9 @@ func gzipped(data []byte) []byte {
 	return bytes.Clone(buf.Bytes())
 }
 
-// fileGzip is gzip at a level that is paid once per content. The result of 8 is
-// within 1 percent of level 9's on Go 1.26 and 1.27, and 1 MiB of text takes some
-// 20 ms.
+// fileGzip is gzip at a level that is paid once per content. Level 8 comes
+// within 1 percent of level 9 on Go 1.26 and 1.27, and takes some 20 ms for 1
+// MiB of text.
 var fileGzip = encoding{
 	Encoder: Encoder{"gzip", func() EncodingWriter {
 		z, _ := gzip.NewWriterLevel(nil, 8)
@@ -817,14 +819,15 @@ var fileGzip = encoding{
 var earliestTime = time.Date(1980, 1, 2, 0, 0, 0, 0, time.UTC)
 
 // readFile reads a file and makes its tag. Of a file above MaxCachedFile it
-// reads the first bytes, which tell the media type, and the rest only if the
-// file has no time to tell one content from the next.
+// reads the first bytes, which tell the media type. It reads the rest only if
+// the file has no time to tell one content from the next.
 func (f *FileServer) readFile(name string) (v fileVariant, data []byte, err error) {
 	file, info, err := f.openRegular(name)
 	if err != nil {
 		return v, nil, err
 	}
 	defer file.Close()
+
 	young, timeless := isYoung(info), info.ModTime().Before(earliestTime)
 
 	limit := f.config.MaxCachedFile + 1
@@ -887,9 +890,9 @@ func (f *FileServer) openRegular(name string) (fs.File, fs.FileInfo, error) {
 	return file, info, nil
 }
 
-// stat looks at a regular file. It comes before the first openRegular, and opens
-// nothing if the file system has a way: to open a pipe may block, and to open a
-// device may have effects.
+// stat looks at a regular file. It comes before the first openRegular, and
+// opens nothing if the file system has a way: opening a pipe may block, and
+// opening a device may have effects.
 func (f *FileServer) stat(name string) (fs.FileInfo, error) {
 	if links, ok := f.config.FS.(fs.ReadLinkFS); ok { // such as fs.Sub of os.DirFS, which has no Stat
 		if info, err := links.Lstat(name); err != nil || info.Mode()&fs.ModeSymlink == 0 {
@@ -899,7 +902,7 @@ func (f *FileServer) stat(name string) (fs.FileInfo, error) {
 	return regular(fs.Stat(f.config.FS, name))
 }
 
-// regular refuses what is no regular file.
+// regular returns an error for everything but a regular file.
 func regular(info fs.FileInfo, err error) (fs.FileInfo, error) {
 	switch {
 	case err != nil:
@@ -912,8 +915,8 @@ func regular(info fs.FileInfo, err error) (fs.FileInfo, error) {
 	return info, nil
 }
 
-// addSidecars adds what the files beside a file have of it. One that has changed
-// since it was found is left out until the next look.
+// addSidecars adds the variants of a file that are in files beside it. It
+// leaves out one that has changed since it was found, until the next look.
 func (f *FileServer) addSidecars(e *fileEntry, name string) {
 	for i, info := range e.sidecars {
 		if info == nil {
@@ -932,9 +935,9 @@ func (f *FileServer) addSidecars(e *fileEntry, name string) {
 // sidecarCodings are in the order of preference at equal weight.
 var sidecarCodings = [...]struct{ suffix, coding string }{{".br", "br"}, {".zst", "zstd"}, {".gz", "gzip"}}
 
-// sidecarsOf returns, for each coding, what there is beside a file that has it
-// in that coding. Tools create the file empty and fill it for seconds, and copy
-// the original's time, some in full seconds.
+// sidecarsOf returns, for each of sidecarCodings, the file beside name that has
+// it in that coding, nil without one that counts. Tools create the file empty,
+// fill it for seconds, and copy the original's time, some in full seconds.
 func (f *FileServer) sidecarsOf(name string, original fs.FileInfo) []fs.FileInfo {
 	if !f.config.Precompressed {
 		return nil
@@ -968,9 +971,8 @@ var contentTypes = map[string]string{
 	".mp4": "video/mp4", ".m4v": "video/mp4", ".webm": "video/webm", ".mov": "video/quicktime",
 }
 
-// dirFS is the directory of this name. It is opened for each look, for an
-// [os.Root] stays with what it has opened when a link is turned to another
-// directory.
+// dirFS is the directory of this name. Each look opens it anew: an [os.Root]
+// stays with the directory that it has opened when a link is turned to another.
 type dirFS string
 
 func (d dirFS) Open(name string) (fs.File, error) {
@@ -1003,10 +1005,10 @@ func (d dirFS) openRoot() (*os.Root, error) {
 	return root, nil
 }
 
-// fileCache keeps entries by key, as many as fit. The oldest goes when room is
-// needed. One that has been asked for again goes to the end of the queue instead,
-// up to three times, so that a walk over every file does not push out what is in
-// demand (CLOCK).
+// fileCache keeps entries by key, as many as fit. It drops the oldest when it
+// needs room. One that was asked for again goes to the end of the queue
+// instead, up to three times, so that a walk over every file does not push out
+// what is in demand (CLOCK).
 type fileCache struct {
 	mu      sync.RWMutex // guards what follows
 	entries map[string]*fileEntry
@@ -1026,7 +1028,7 @@ func (c *fileCache) get(key string) *fileEntry {
 	return e
 }
 
-// put has an entry take the place of the one with this key. nil only drops that.
+// put replaces the entry of a key. With nil it only drops the old one.
 func (c *fileCache) put(key string, e *fileEntry) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
