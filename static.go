@@ -237,7 +237,7 @@ func (f *FileServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		f.logError(r.Context(), index, err)
 	}
-	if e == nil && isNotThere(err) && f.config.Fallback != "" && path.Ext(r.URL.Path) == "" {
+	if e == nil && isNotFound(err) && f.config.Fallback != "" && path.Ext(r.URL.Path) == "" {
 		addVary(w.Header(), "Accept")
 		if strings.Contains(strings.ToLower(r.Header.Get("Accept")), "text/html") {
 			e, err = f.lookup(r.Context(), f.config.Prefix+"/"+f.config.Fallback, f.config.Fallback)
@@ -312,7 +312,7 @@ func redirectToDirectory(w http.ResponseWriter, r *http.Request) {
 // the file.
 func (f *FileServer) serveError(w http.ResponseWriter, r *http.Request, err error) {
 	status := http.StatusInternalServerError
-	if isNotThere(err) {
+	if isNotFound(err) {
 		status = http.StatusNotFound
 		if f.config.NotFound != nil {
 			f.config.NotFound.ServeHTTP(w, r)
@@ -404,7 +404,7 @@ func (f *FileServer) revalidate(ctx context.Context, key, name string) (*fileEnt
 	if err != nil {
 		f.logError(ctx, name, err)
 		e = old // which is still good if the machine failed
-		if isNotThere(err) {
+		if isNotFound(err) {
 			e = nil
 		}
 	}
@@ -422,9 +422,9 @@ var (
 	errNoDirectory = errors.New("the directory cannot be opened") // Dir
 )
 
-// isNotThere reports whether an error means that the client has no such file.
+// isNotFound reports whether an error means that the client has no such file.
 // Any other error is one of the machine or the file system.
-func isNotThere(err error) bool {
+func isNotFound(err error) bool {
 	for _, target := range []error{
 		fs.ErrNotExist, fs.ErrPermission, fs.ErrInvalid, errIsDirectory,
 		syscall.ENOTDIR, syscall.ENAMETOOLONG, syscall.ELOOP,
@@ -440,7 +440,7 @@ func isNotThere(err error) bool {
 // once, until it is back.
 func (f *FileServer) logError(ctx context.Context, name string, err error) {
 	switch {
-	case !isNotThere(err):
+	case !isNotFound(err):
 		// The machine or the file system failed.
 	case errors.Is(err, errNoDirectory):
 		if f.dirMissing.Swap(true) {
