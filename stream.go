@@ -107,7 +107,7 @@ func (s *Stream) ReadFrom(src io.Reader) (int64, error) {
 // first element, and do not call WriteHeader, which would rule out the 500.
 type JSONStream struct {
 	streamResponse
-	separator byte // goes before the next element: '[', then ','; 0 for lines
+	separator byte // before the next element: '[', then ','; 0 for lines
 	encoder   *json.Encoder
 }
 
@@ -149,9 +149,9 @@ func (s *JSONStream) Write(v any) error {
 	return nil
 }
 
-// elementWriter is what a JSONStream's encoder writes to: each element and its
-// line break at once, when that is encoded. So the stream is not locked while
-// MarshalJSON runs, which may take long.
+// elementWriter takes each element with its line break from a JSONStream's
+// encoder, in one write. The stream is not locked before: MarshalJSON may take
+// long.
 type elementWriter struct{ *JSONStream }
 
 func (s elementWriter) Write(p []byte) (int, error) {
@@ -300,7 +300,7 @@ func JSONHandler[T any](items func(*http.Request) iter.Seq2[T, error]) http.Hand
 }
 
 // streamFailed logs an error that nobody else gets, and responds if nobody has.
-// A client that has disconnected is not worth a line, or a 500.
+// For a client that has disconnected there is no error line, and no 500.
 func streamFailed(w http.ResponseWriter, r *http.Request, err error, started bool) {
 	ctx, level := r.Context(), slog.LevelError
 	// On HTTP/2 the abort of a response ends the context too, after the error.
@@ -311,7 +311,7 @@ func streamFailed(w http.ResponseWriter, r *http.Request, err error, started boo
 	Logger(ctx).Log(ctx, level, "stream failed", "method", r.Method, "path", r.URL.Path, "pattern", r.Pattern, "err", err.Error())
 	switch {
 	case started, responseStarted(w):
-		// The stream has aborted it.
+		// The stream has aborted the response.
 	case disconnected:
 		abortResponseOrPanic(w, r)
 	default:
@@ -340,7 +340,8 @@ type SSEEvent struct {
 	Retry time.Duration
 }
 
-// check returns an error that names what cannot be sent.
+// check returns an error that names what cannot be sent. Some clients cannot
+// send other IDs back, and proxies refuse them.
 func (e *SSEEvent) check() error {
 	switch {
 	case e == nil:
@@ -396,8 +397,8 @@ func appendLines(b []byte, name, text string) []byte {
 	}
 }
 
-// appendLine appends a field. The space is no part of the value, but one that
-// begins with a space would lose it without.
+// appendLine appends a field. Clients drop one space after the colon: without
+// it, a value that begins with a space would lose that one.
 func appendLine(b []byte, name, value string) []byte {
 	b = append(b, name...)
 	if value != "" {
@@ -490,6 +491,7 @@ func (s *SSEStream) Serve(events <-chan *SSEEvent) error {
 	}
 	s.addHeartbeat(1)
 	defer s.addHeartbeat(-1)
+
 	var err error
 	for e, ended := range Receive(s.active(), events) {
 		if ended != nil {
@@ -504,8 +506,8 @@ func (s *SSEStream) Serve(events <-chan *SSEEvent) error {
 	return cmp.Or(err, s.withLock(s.flush))
 }
 
-// serveRest ends Serve at a drain. If it is the client that ended it, the write
-// fails.
+// serveRest ends Serve at a drain. If the client has disconnected instead, the
+// write fails.
 func (s *SSEStream) serveRest(events <-chan *SSEEvent) error {
 	for range len(events) {
 		select {
@@ -522,8 +524,8 @@ func (s *SSEStream) serveRest(events <-chan *SSEEvent) error {
 	return s.sendRetry()
 }
 
-// sendRetry tells the client, once, when to come back: all come at a different
-// time, and none before an instance that restarts is likely to be there again.
+// sendRetry tells the client, once, when to come back: each at another time,
+// and none before an instance that restarts is likely to be there again.
 func (s *SSEStream) sendRetry() error {
 	if s.retrySent.Swap(true) {
 		return nil
@@ -531,7 +533,7 @@ func (s *SSEStream) sendRetry() error {
 	return s.WriteSSE(&SSEEvent{Retry: 2*time.Second + rand.N(8*time.Second)})
 }
 
-// addHeartbeat begins heartbeats with 1 and ends them with -1.
+// addHeartbeat starts heartbeats with 1 and ends them with -1.
 func (s *SSEStream) addHeartbeat(n int) {
 	s.withLock(func() error {
 		s.beats += n
@@ -664,6 +666,7 @@ func (b *SSEBroker) configure(cfg *SSEBrokerConfig) {
 	b.ring = make([]sseFrame, max(c.Replay, c.Queue))
 }
 
+// lock locks mu, and gives a zero value its defaults.
 func (b *SSEBroker) lock() {
 	b.mu.Lock()
 	if b.ring == nil {
@@ -713,8 +716,8 @@ func (b *SSEBroker) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if !requireGetOrHead(w, r) {
 		return
 	}
-	// Before the header goes out: a client that has it misses nothing.
-	c := b.subscribe(strings.Trim(lastEventID(r), " ")) // HTTP/2 leaves the blanks
+	// This comes before the header: a client that has it misses nothing.
+	c := b.subscribe(strings.Trim(lastEventID(r), " ")) // HTTP/2 keeps the blanks
 	if c == nil {
 		w.Header().Set("Retry-After", "5")
 		http.Error(w, http.StatusText(http.StatusServiceUnavailable), http.StatusServiceUnavailable)
@@ -749,9 +752,10 @@ type sseClient struct {
 
 var gapEvent = []byte("event: gap\ndata:\n\n")
 
-// subscribe returns the place of a client that comes from id, nil if there is
-// none. A client that gets no event is told the ID to come back with: without
-// that it would miss what is published while it is away.
+// subscribe returns the place of a client that comes from id, nil if no more
+// clients are allowed. It gives the ID to come back with to a client that gets
+// no event: without one the client would miss what is published while it is
+// away.
 func (b *SSEBroker) subscribe(id string) *sseClient {
 	b.lock()
 	defer b.mu.Unlock()
@@ -790,8 +794,8 @@ func (b *SSEBroker) unsubscribe() {
 }
 
 // serveClient sends a client what it missed, and then what is published. At a
-// drain it gets what is published by then, but no replay to its end: it asks for
-// the rest when it is back.
+// drain it sends what is published by then, but no more of a replay: the client
+// asks for the rest when it is back.
 func (b *SSEBroker) serveClient(s *SSEStream, c *sseClient) error {
 	ctx := s.active()
 	for _, frame := range c.frames {
@@ -830,12 +834,13 @@ func (b *SSEBroker) serveClient(s *SSEStream, c *sseClient) error {
 	}
 }
 
-// take makes the client's frames what is published since it last took. It returns
-// a channel that is closed once there is more, nil if there will be none: the
-// broker is closed, or the client lags.
+// take makes the client's frames what is published since it last took. It
+// returns a channel that is closed once there is more. It returns nil if there
+// will be none: the broker is closed, or the client lags.
 func (b *SSEBroker) take(c *sseClient) (more <-chan struct{}) {
 	clear(c.frames) // an idle client keeps no event alive
 	c.frames = c.frames[:0]
+
 	b.lock()
 	defer b.mu.Unlock()
 	if b.next-c.next > uint64(b.config.Queue) {
@@ -862,18 +867,21 @@ const (
 	streamBatch = 16 << 10
 
 	// Proxies end a stream that is silent for 30 to 60 seconds, and only a write
-	// tells that a client is no longer there.
+	// notices that a client has vanished.
 	streamHeartbeat = 15 * time.Second
 )
 
-// streamResponse is what all streams are. Three rules hold it together:
+// streamResponse is the part that all streams share. Three rules hold it
+// together:
 //
-//   - One lock. Everything that writes holds mu, and when it lets go, everything
-//     is flushed, or the timer is set to flush, or the stream has ended.
-//   - One sticky error. A stream that was closed or aborted, whose write failed,
-//     whose request is over, has ended with err, and refuses everything with it.
-//   - One timer. It flushes what is due, and sends heartbeats. It never aborts a
-//     response, which may take a panic: the handler's next call does.
+//   - One lock. Everything that writes holds mu. When mu is unlocked,
+//     everything is flushed, or the timer is set to flush, or the stream has
+//     ended.
+//   - One sticky error. A stream that was closed or aborted, whose write failed
+//     or whose request is over has ended with err, and refuses everything with
+//     it.
+//   - One timer. It flushes what is due, and sends heartbeats. It never aborts
+//     a response, which may take a panic: the handler's next call does.
 type streamResponse struct {
 	w           http.ResponseWriter
 	r           *http.Request
@@ -918,7 +926,7 @@ func (s *streamResponse) open(w http.ResponseWriter, r *http.Request, contentTyp
 	s.mu.free = make(chan struct{}, 1)
 	s.timer = time.AfterFunc(streamHeartbeat, s.tick)
 	s.timer.Stop()
-	if r.ProtoMajor > 1 { // which resets a quiet stream; HTTP/1 heeds it only in writes
+	if r.ProtoMajor > 1 { // where WriteTimeout would reset a quiet stream
 		s.deadline.clear()
 	}
 	return nil
@@ -928,8 +936,9 @@ func (s *streamResponse) open(w http.ResponseWriter, r *http.Request, contentTyp
 // drains.
 func (s *streamResponse) Done() <-chan struct{} { return s.active().Done() }
 
-// active returns the context that Done is of. Few handlers ask for it, and to
-// follow a request's context may cost as much as a small document.
+// active returns the context that Done is of, and makes it when it is first
+// asked for: to follow a request's context may cost as much as a small
+// document.
 func (s *streamResponse) active() context.Context {
 	s.doneMu.Lock()
 	defer s.doneMu.Unlock()
@@ -953,10 +962,10 @@ func (s *streamResponse) closeDone() {
 	}
 }
 
-// withLock calls f, which may write and flush, with mu held. An error of f or of
-// the request ends the stream. If the response has started, it is aborted then;
-// if not, it is the handler's to make. For HEAD withLock sends the header, and
-// that is the end.
+// withLock calls f, which may write and flush, with mu held. An error of f or
+// of the request ends the stream. It aborts a response that has started, and
+// leaves one that has not to the handler. For HEAD withLock sends the header
+// and ends the stream.
 func (s *streamResponse) withLock(f func() error) error {
 	if s.mu.free == nil {
 		panic("conduit: stream: a zero value: use NewTextStream, NewJSONStream or NewSSEStream")
@@ -984,6 +993,7 @@ func (s *streamResponse) withLock(f func() error) error {
 	defer s.closeDone() // last: the handler that it wakes may return
 	switch {
 	case !s.started, errors.Is(s.err, errStreamClosed):
+		// There is no response to abort, or it is whole.
 	case s.document:
 		abortResponseOrPanic(s.w, s.r)
 	default:
@@ -992,14 +1002,15 @@ func (s *streamResponse) withLock(f func() error) error {
 	return s.err
 }
 
-// fail ends the stream, unless err is nil, and returns what it ended with.
+// fail ends the stream, unless err is nil, and returns the error that it ended
+// with.
 func (s *streamResponse) fail(err error) error {
 	return s.withLock(func() error { return err })
 }
 
-// endUnless is deferred around code that is not ours. If that panics, no timer may
-// write beside a handler that recovers, and the panic that aborts a response must
-// not take its place.
+// endUnless is deferred around code that is not ours. If that panics, no timer
+// may write beside a handler that recovers, and no panic of ours that aborts
+// the response may replace it.
 func (s *streamResponse) endUnless(returned *bool) {
 	if *returned {
 		return
@@ -1010,7 +1021,8 @@ func (s *streamResponse) endUnless(returned *bool) {
 	})
 }
 
-// end has s refuse everything that follows. It is called with mu held.
+// end ends the stream with err. It is called with mu held, as all that follow
+// are, except tick.
 func (s *streamResponse) end(err error) {
 	s.err = err
 	s.timer.Stop()
@@ -1021,7 +1033,7 @@ func (s *streamResponse) end(err error) {
 	s.err = fmt.Errorf("conduit: stream: %w", withCause(s.ctx, err))
 	s.started = s.started || responseStarted(s.w)
 	if limit := writeTimeoutOf(s.ctx); !s.started && s.r.ProtoMajor > 1 && limit > 0 {
-		// The handler gets back the time that open has taken from it.
+		// open has cleared the deadline that the handler's own response needs.
 		if d, ok := s.ctx.Deadline(); ok {
 			limit = max(limit, time.Until(d)+responseGrace)
 		}
@@ -1029,8 +1041,8 @@ func (s *streamResponse) end(err error) {
 	}
 }
 
-// withCause adds why a context has ended to an error that came of it. net/http ends
-// the context when it cannot write, with a cause of its own.
+// withCause adds why a context has ended to an error that it led to. net/http
+// ends the context when it cannot write, with a cause of its own.
 func withCause(ctx context.Context, err error) error {
 	if cause := context.Cause(ctx); cause != nil && !errors.Is(err, cause) {
 		return fmt.Errorf("%w: %w", cause, err)
@@ -1038,7 +1050,8 @@ func withCause(ctx context.Context, err error) error {
 	return err
 }
 
-// start sends the header, unless it is sent, or has the first write do so.
+// start releases every Timeout and sets the header, once, before the first
+// write. For HEAD it sends the header.
 func (s *streamResponse) start() error {
 	if s.started {
 		return nil
@@ -1052,8 +1065,8 @@ func (s *streamResponse) start() error {
 	if _, ok := h["Content-Type"]; !ok {
 		h["Content-Type"] = s.contentType[:]
 	}
-	h["X-Content-Type-Options"] = nosniffValue // browsers would wait for the first bytes
-	h["X-Accel-Buffering"] = noBuffering       // by nginx, and others that heed it
+	h["X-Content-Type-Options"] = nosniffValue // or browsers would wait for the first bytes
+	h["X-Accel-Buffering"] = noBuffering       // by nginx, and others that know the field
 	if s.head {
 		s.w.Write(nil) // unlike WriteHeader it may come after one of the handler's
 		return nil
@@ -1064,7 +1077,7 @@ func (s *streamResponse) start() error {
 
 var noBuffering = []string{"no"} // shared by responses, never written to
 
-// buffer returns what takes all that is written to s.
+// buffer returns the buffer for all that is written to s.
 func (s *streamResponse) buffer() *bufio.Writer {
 	if s.buf == nil {
 		s.buf = streamBuffers.Get().(*bufio.Writer)
@@ -1076,8 +1089,8 @@ func (s *streamResponse) buffer() *bufio.Writer {
 // streamBuffers holds *bufio.Writer that are empty.
 var streamBuffers = sync.Pool{New: func() any { return bufio.NewWriterSize(nil, streamBatch) }}
 
-// streamWriter is what a stream's buffer writes to. The deadline of the write is
-// that of the flush too, which clears it.
+// streamWriter takes the bytes of a stream's buffer. The deadline of the write
+// is that of the flush too, which clears it.
 type streamWriter struct{ *streamResponse }
 
 func (s streamWriter) Write(p []byte) (int, error) {
@@ -1087,18 +1100,19 @@ func (s streamWriter) Write(p []byte) (int, error) {
 	return s.deadline.write(p)
 }
 
-// flush sends all that is written. On HTTP/1 it is this that tells of errors, and
-// a deadline left in place would abort the end of the response.
+// flush sends all that is written. On HTTP/1 only a flush reports errors, and a
+// deadline left in place would abort the end of the response.
 func (s *streamResponse) flush() error {
 	s.due = false
 	if s.buf != nil {
 		if err := s.buf.Flush(); err != nil {
-			return err // and somebody may still be reading from buf
+			return err // and the buffer is lost: somebody may still be reading from it
 		}
 		s.buf.Reset(nil)
 		streamBuffers.Put(s.buf)
 		s.buf = nil
 	}
+
 	if err := s.start(); err != nil {
 		return err
 	}
@@ -1127,7 +1141,7 @@ func (s *streamResponse) flushSoon() {
 	}
 }
 
-// tick is the timer's.
+// tick is called by the timer: it flushes, or sends a heartbeat.
 func (s *streamResponse) tick() {
 	s.mu.lock()
 	defer s.mu.unlock()
