@@ -694,14 +694,14 @@ func (b *SSEBroker) Publish(e *SSEEvent) error {
 	id := strings.Trim(event.ID, " ") // a field's value comes back without blanks at its ends
 	b.last = cmp.Or(id, b.last)
 	size := 64 + len(event.ID) + len(event.Event) + len(event.Data)
-	*b.frame(b.next) = sseFrame{id, event.appendTo(make([]byte, 0, size))}
+	*b.frameLocked(b.next) = sseFrame{id, event.appendTo(make([]byte, 0, size))}
 	b.next++
 	b.wakeLocked()
 	return nil
 }
 
-// frame returns the place of an event in the ring. It is called with mu held.
-func (b *SSEBroker) frame(n uint64) *sseFrame { return &b.ring[n%uint64(len(b.ring))] }
+// frameLocked returns the place of an event in the ring.
+func (b *SSEBroker) frameLocked(n uint64) *sseFrame { return &b.ring[n%uint64(len(b.ring))] }
 
 func (b *SSEBroker) wakeLocked() {
 	if b.wake != nil {
@@ -771,7 +771,7 @@ func (b *SSEBroker) subscribe(id string) *sseClient {
 	from := b.next
 	if id != "" {
 		oldest := b.next - min(b.next, uint64(b.config.Replay))
-		for from > oldest && b.frame(from-1).id != id {
+		for from > oldest && b.frameLocked(from-1).id != id {
 			from--
 		}
 		if from == oldest && !(oldest == 0 && id == b.prefix) {
@@ -782,7 +782,7 @@ func (b *SSEBroker) subscribe(id string) *sseClient {
 		c.frames = append(c.frames, []byte("id: "+b.last+"\n\n"))
 	}
 	for ; from < b.next; from++ {
-		c.frames = append(c.frames, b.frame(from).bytes)
+		c.frames = append(c.frames, b.frameLocked(from).bytes)
 	}
 	return c
 }
@@ -848,7 +848,7 @@ func (b *SSEBroker) take(c *sseClient) (more <-chan struct{}) {
 		return nil
 	}
 	for ; c.next < b.next; c.next++ {
-		c.frames = append(c.frames, b.frame(c.next).bytes)
+		c.frames = append(c.frames, b.frameLocked(c.next).bytes)
 	}
 	if b.closed {
 		return nil
