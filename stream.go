@@ -493,7 +493,7 @@ func (s *SSEStream) Serve(events <-chan *SSEEvent) error {
 	defer s.addHeartbeat(-1)
 
 	var err error
-	for e, ended := range Receive(s.active(), events) {
+	for e, ended := range Receive(s.doneContext(), events) {
 		if ended != nil {
 			err = s.serveRest(events)
 		} else {
@@ -797,7 +797,7 @@ func (b *SSEBroker) unsubscribe() {
 // drain it sends what is published by then, but no more of a replay: the client
 // asks for the rest when it is back.
 func (b *SSEBroker) serveClient(s *SSEStream, c *sseClient) error {
-	ctx := s.active()
+	ctx := s.doneContext()
 	for _, frame := range c.frames {
 		if ctx.Err() != nil {
 			return s.sendRetry()
@@ -892,10 +892,10 @@ type streamResponse struct {
 
 	ctx context.Context // the request's
 
-	doneMu sync.Mutex      // guards what follows
-	live   context.Context // that Done is of, nil until somebody asks
-	cancel context.CancelFunc
-	over   bool // live is cancelled
+	doneMu     sync.Mutex      // guards what follows
+	doneCtx    context.Context // Done is its channel; nil until somebody asks
+	cancel     context.CancelFunc
+	doneClosed bool // doneCtx is cancelled, or will be once it is made
 
 	mu      channelLock   // guards what follows, and is held over writes to the client
 	buf     *bufio.Writer // what is not yet written; nil while that is nothing
@@ -921,7 +921,7 @@ func (s *streamResponse) open(w http.ResponseWriter, r *http.Request, contentTyp
 	s.w, s.r, s.ctx = w, r, r.Context()
 	s.contentType[0] = contentType
 	s.head = r.Method == http.MethodHead
-	s.over = s.head
+	s.doneClosed = s.head
 	s.deadline = rollingDeadline{w, writeAllowance}
 	s.mu.free = make(chan struct{}, 1)
 	s.timer = time.AfterFunc(streamHeartbeat, s.tick)
@@ -934,29 +934,29 @@ func (s *streamResponse) open(w http.ResponseWriter, r *http.Request, contentTyp
 
 // Done closes when the client disconnects, the stream ends or the server
 // drains.
-func (s *streamResponse) Done() <-chan struct{} { return s.active().Done() }
+func (s *streamResponse) Done() <-chan struct{} { return s.doneContext().Done() }
 
-// active returns the context that Done is of, and makes it when it is first
+// doneContext returns the context of Done, and makes it when it is first
 // asked for: to follow a request's context may cost as much as a small
 // document.
-func (s *streamResponse) active() context.Context {
+func (s *streamResponse) doneContext() context.Context {
 	s.doneMu.Lock()
 	defer s.doneMu.Unlock()
-	if s.live == nil {
-		s.live, s.cancel = context.WithCancel(s.ctx)
+	if s.doneCtx == nil {
+		s.doneCtx, s.cancel = context.WithCancel(s.ctx)
 		stop := context.AfterFunc(drainContext(s.ctx), s.cancel)
-		context.AfterFunc(s.live, func() { stop() })
+		context.AfterFunc(s.doneCtx, func() { stop() })
 	}
-	if s.over {
+	if s.doneClosed {
 		s.cancel()
 	}
-	return s.live
+	return s.doneCtx
 }
 
 func (s *streamResponse) closeDone() {
 	s.doneMu.Lock()
 	defer s.doneMu.Unlock()
-	s.over = true
+	s.doneClosed = true
 	if s.cancel != nil {
 		s.cancel()
 	}
