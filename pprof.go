@@ -147,13 +147,13 @@ func EnableDefaultProfiling(mux *http.ServeMux) {
 // Errors are text that go tool pprof shows. Caches may store no response.
 type Profiler struct {
 	config     ProfilingConfig
-	standalone bool           // on a server of its own, whose connections interest nobody
+	standalone bool           // on a server of its own, whose connections are left out
 	slow       sync.WaitGroup // goroutines that write a slow request's recording
 
 	mu       sync.Mutex            // guards what follows, and the calls of flight's methods
 	flight   *trace.FlightRecorder // nil without one, and after Close
 	releases []func()              // of the rates
-	slowLast time.Time             // when the last recording of a slow request began
+	slowLast time.Time             // when the last recording of a slow request started
 	closed   bool
 }
 
@@ -263,7 +263,7 @@ func (p *Profiler) denyReason(r *http.Request) string {
 	case !isLocalHost(r.Host):
 		return "foreign Host"
 	case r.Header.Get("Sec-Fetch-Site") == "cross-site" && r.Header.Get("Sec-Fetch-User") != "?1":
-		return "from a page of another site" // it could not read the response, but keep the program busy
+		return "from a page of another site" // which cannot read the response, but can keep the program busy
 	}
 	return ""
 }
@@ -378,7 +378,7 @@ func serveProfile(w http.ResponseWriter, r *http.Request, name string, q profili
 		record(w, r, name, q, func(to io.Writer) (func() error, error) {
 			release := rate.hold(0)
 			return func() error {
-				defer release() // afterwards: the rate scales the profile when it is written
+				defer release() // after WriteTo, which scales the profile by the rate
 				return profile.WriteTo(to, q.debug)
 			}, nil
 		})
@@ -397,16 +397,18 @@ func serveProfile(w http.ResponseWriter, r *http.Request, name string, q profili
 	sendProfile(w, r, body.Bytes())
 }
 
-// samplingRate is one of the runtime's two rates. The rate belongs to the
-// process, and so does this: each Profiler and each recording holds it, and the
-// last that came and is still there decides.
+// samplingRate is one of the runtime's two rates, which belong to the process.
+// Each Profiler and each recording holds it; the last to come of those that
+// still hold it decides. For example, a recording takes the rate 3 of a
+// Profiler. The rate is 3 until both have released it, in either order; then it
+// is what it was before both.
 type samplingRate struct {
 	set      func(int)
-	get      func() int // 0 where the runtime does not tell
+	get      func() int // 0 if the runtime does not tell
 	onDemand int        // for a recording, if the rate is off
 
 	mu    sync.Mutex // guards rates
-	rates []*int     // the first is the rate that was there before all who hold it
+	rates []*int     // the first is the rate before anybody held it, the last is on
 }
 
 var (
@@ -418,7 +420,7 @@ var (
 	blockRate = samplingRate{set: runtime.SetBlockProfileRate, get: func() int { return 0 }, onDemand: 10_000}
 )
 
-// hold sets the rate until release is called. 0 is the rate that is on, or
+// hold sets the rate until release is called. 0 means the rate that is on, or
 // onDemand if it is off.
 func (s *samplingRate) hold(rate int) (release func()) {
 	s.mu.Lock()
@@ -438,15 +440,16 @@ func (s *samplingRate) hold(rate int) (release func()) {
 	}
 }
 
-// record responds with what start records for q.seconds. The recording is made
-// in memory and sent when it is whole. Otherwise a slow client would hold up the
-// flight recorder, which shares a goroutine of the runtime with a trace.
+// record responds with what start records for q.seconds. It records in memory
+// and sends the whole: a slow client would hold up the flight recorder, which
+// shares a goroutine of the runtime with a trace.
 func record(w http.ResponseWriter, r *http.Request, name string, q profilingQuery, start func(to io.Writer) (stop func() error, err error)) {
 	setProfileHeader(w, name, q.debug)
 	if r.Method == http.MethodHead || !releaseTimeout(w) {
 		return
 	}
 	rollingDeadline{w, writeAllowance}.clear()
+
 	enough, cancel := context.WithTimeout(context.Background(), q.seconds)
 	defer cancel()
 	body := recordingBuffer{full: cancel}
@@ -467,10 +470,10 @@ func record(w http.ResponseWriter, r *http.Request, name string, q profilingQuer
 	sendProfile(w, r, body.Bytes())
 }
 
-// maxRecording is how large a recording becomes before it ends.
+// maxRecording is the size at which a recording ends.
 const maxRecording = 32 << 20
 
-// recordingBuffer calls full when it has more than maxRecording.
+// recordingBuffer calls full once it holds more than maxRecording.
 type recordingBuffer struct {
 	bytes.Buffer
 	full func()
@@ -584,8 +587,8 @@ func (p *Profiler) SlowRequests(threshold time.Duration, dir string) Middleware 
 	}
 }
 
-// slowWriter is the handler's ResponseWriter behind SlowRequests. It sees when a
-// request ends.
+// slowWriter is the ResponseWriter that SlowRequests gives to the handler. It
+// sees when a request ends.
 type slowWriter struct {
 	*responseWriter
 	profiler  *Profiler
@@ -624,13 +627,13 @@ func (s *slowWriter) end() {
 	logger := Logger(ctx).With("method", r.Method, "path", s.path, "pattern", r.Pattern, "duration", took)
 	name := "slow-" + time.Now().UTC().Format("20060102T150405.000Z")
 	if id := RequestIDFrom(ctx); id != "" {
-		name += "-" + id // RequestID lets nothing through that a name cannot have
+		name += "-" + id // RequestID lets only characters through that a name may have
 	}
 	go s.profiler.recordSlow(logger, s.dir, name+".trace")
 }
 
-// claimSlow reports whether recordSlow is to be called now. Nothing is claimed
-// while somebody takes a snapshot, for which a request is not to wait.
+// claimSlow reports whether recordSlow is to be called now. It is false while a
+// snapshot is taken: no request waits for that.
 func (p *Profiler) claimSlow() bool {
 	if !p.mu.TryLock() {
 		return false
@@ -645,8 +648,8 @@ func (p *Profiler) claimSlow() bool {
 	return true
 }
 
-// recordSlow writes a recording. The file has its name only once it is whole,
-// and is for the owner alone. The names sort by time.
+// recordSlow writes a recording. The file gets its name once it is whole, and
+// only the owner may read it. The names sort by time.
 func (p *Profiler) recordSlow(logger *slog.Logger, dir, name string) {
 	defer p.slow.Done()
 	file := filepath.Join(dir, name)
@@ -888,9 +891,9 @@ func (s statistics) MarshalJSON() ([]byte, error) {
 	return json.Marshal(object)
 }
 
-// readProcess returns what /proc tells of the process, nil on a system without
-// it. The fields of stat are those of proc_pid_stat(5). Linux counts 100 clock
-// ticks a second there, on every processor that Go runs on.
+// readProcess returns the process's statistics from /proc, nil on a system
+// without it. The fields of stat are those of proc_pid_stat(5). Linux counts
+// 100 clock ticks a second there, on every processor that Go runs on.
 func readProcess() statistics {
 	stat, err := os.ReadFile("/proc/self/stat")
 	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:])) // the program's name may have spaces
@@ -904,7 +907,7 @@ func readProcess() statistics {
 	defer dir.Close()
 	fds, _ := dir.Readdirnames(-1) // os.ReadDir would sort them, and there may be 10,000
 	field := func(number int) float64 {
-		v, _ := strconv.ParseFloat(fields[number-3], 64) // pid and name are gone
+		v, _ := strconv.ParseFloat(fields[number-3], 64) // fields starts after pid and name
 		return v
 	}
 	return statistics{
@@ -937,8 +940,9 @@ func databaseStatistics(d sql.DBStats) statistics {
 }
 
 // serveStats responds in JSON, or for Prometheus if the format or the Accept
-// field asks for that. Prometheus names application/openmetrics-text or begins
-// with text/plain. Other clients that name text/plain prefer something else.
+// field asks for it. The Accept of Prometheus has application/openmetrics-text
+// or begins with text/plain. Other clients that accept text/plain prefer
+// something else.
 func (p *Profiler) serveStats(w http.ResponseWriter, r *http.Request) {
 	addVary(w.Header(), "Accept")
 	format, accept := r.URL.Query().Get("format"), strings.ToLower(r.Header.Get("Accept"))
@@ -968,9 +972,9 @@ func (p *Profiler) serveStats(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// runtimeFamilies are what Prometheus is told of the runtime: for each family
-// the metric of [runtime/metrics] that it has, or several to be added up. They
-// have all that RuntimeStats is made of. It is never written to.
+// runtimeFamilies are the metrics for Prometheus: each has one metric of
+// [runtime/metrics], or several to add up. They include all that RuntimeStats
+// needs. It is never written to.
 var runtimeFamilies = []struct{ name, kind, metrics, help string }{
 	{"go_goroutines", "gauge", "/sched/goroutines:goroutines", "Goroutines that exist."},
 	{"go_threads", "gauge", "/sched/threads/total:threads", "Threads of the operating system that exist."},
@@ -1049,8 +1053,8 @@ func (e *exposition) head(name, kind, help string) {
 
 func (e *exposition) sample(sample string, v float64) { *e = fmt.Appendf(*e, "%s %v\n", sample, v) }
 
-// addHistogram adds one with a bucket for each power of ten of seconds. A value
-// counts where the end of the runtime's finer bucket is.
+// addHistogram adds a histogram with a bucket for each power of ten of seconds.
+// A value counts where the runtime's finer bucket ends.
 func (e *exposition) addHistogram(name, help string, h *metrics.Float64Histogram) {
 	e.head(name, "histogram", help)
 	count, sum, _, _ := summarize(h)
@@ -1066,8 +1070,8 @@ func (e *exposition) addHistogram(name, help string, h *metrics.Float64Histogram
 	e.sample(name+"_count", float64(count))
 }
 
-// addCollections adds what only [debug.ReadGCStats] tells: the pauses of the
-// last 256 collections, and the time of the last one.
+// addCollections adds the numbers that only [debug.ReadGCStats] has: the pauses
+// of the last 256 collections, and the time of the last one.
 func (e *exposition) addCollections() {
 	gc := debug.GCStats{PauseQuantiles: make([]time.Duration, 5)}
 	debug.ReadGCStats(&gc)
@@ -1080,7 +1084,7 @@ func (e *exposition) addCollections() {
 	e.sample("go_gc_duration_seconds_count", float64(gc.NumGC))
 }
 
-// servePage sends one of the two pages. All that they need is in them, and their
+// servePage sends one of the two pages. They need nothing else, and their
 // policy forbids everything else.
 func servePage(w http.ResponseWriter, page string) {
 	var others strings.Builder
