@@ -65,6 +65,7 @@ func (c *ProfilingConfig) withDefaults() (ProfilingConfig, error) {
 	if c != nil {
 		d = *c
 	}
+
 	d.MaxDuration = cmp.Or(d.MaxDuration, 5*time.Minute)
 
 	var errs errorList
@@ -164,6 +165,7 @@ func NewProfiler(cfg *ProfilingConfig) (*Profiler, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	p := &Profiler{config: c}
 	if c.FlightRecorder > 0 {
 		p.flight = trace.NewFlightRecorder(trace.FlightRecorderConfig{MinAge: c.FlightRecorder})
@@ -171,6 +173,7 @@ func NewProfiler(cfg *ProfilingConfig) (*Profiler, error) {
 			return nil, fmt.Errorf("conduit: FlightRecorder: %w", err)
 		}
 	}
+
 	if c.MutexFraction > 0 {
 		p.releases = append(p.releases, mutexRate.hold(c.MutexFraction))
 	}
@@ -220,6 +223,7 @@ func (p *Profiler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h := w.Header()
 	h.Set("Cache-Control", "no-store")
 	h["X-Content-Type-Options"] = nosniffValue
+
 	if reason := p.denyReason(r); reason != "" {
 		Logger(r.Context()).Warn("profiling refused", "method", r.Method, "path", r.URL.Path, "remote", r.RemoteAddr, "err", reason)
 		http.Error(w, http.StatusText(http.StatusForbidden), http.StatusForbidden)
@@ -234,6 +238,7 @@ func (p *Profiler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		serveSymbol(w, r) // whose query is no form
 		return
 	}
+
 	q, err := p.parseQuery(r)
 	if err != nil {
 		profileError(w, http.StatusBadRequest, err.Error())
@@ -250,6 +255,7 @@ func (p *Profiler) denyReason(r *http.Request) string {
 		}
 		return "not allowed"
 	}
+
 	for field := range r.Header {
 		if slices.Contains(forwardedFields, field) || strings.HasPrefix(field, "X-Forwarded") {
 			return "forwarded: " + field
@@ -388,6 +394,7 @@ func serveProfile(w http.ResponseWriter, r *http.Request, name string, q profili
 	if q.gc && name == "heap" {
 		runtime.GC()
 	}
+
 	var body bytes.Buffer
 	if err := profile.WriteTo(&body, q.debug); err != nil {
 		profileError(w, http.StatusInternalServerError, name+": "+err.Error())
@@ -425,6 +432,7 @@ var (
 func (s *samplingRate) hold(rate int) (release func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+
 	if len(s.rates) <= 1 {
 		before := s.get()
 		s.rates = []*int{&before}
@@ -432,6 +440,7 @@ func (s *samplingRate) hold(rate int) (release func()) {
 	rate = cmp.Or(rate, *s.rates[len(s.rates)-1], s.onDemand)
 	s.rates = append(s.rates, &rate)
 	s.set(rate)
+
 	return func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
@@ -448,6 +457,7 @@ func record(w http.ResponseWriter, r *http.Request, name string, q profilingQuer
 	if r.Method == http.MethodHead || !releaseTimeout(w) {
 		return
 	}
+
 	rollingDeadline{w, writeAllowance}.clear()
 
 	enough, cancel := context.WithTimeout(context.Background(), q.seconds)
@@ -458,11 +468,13 @@ func record(w http.ResponseWriter, r *http.Request, name string, q profilingQuer
 		profileError(w, http.StatusConflict, name+": "+err.Error())
 		return
 	}
+
 	select {
 	case <-enough.Done():
 	case <-Draining(r.Context()):
 	case <-r.Context().Done():
 	}
+
 	if err := stop(); err != nil {
 		profileError(w, http.StatusInternalServerError, name+": "+err.Error())
 		return
@@ -520,6 +532,7 @@ func serveSymbol(w http.ResponseWriter, r *http.Request) {
 		}
 		text = string(body)
 	}
+
 	response := []byte("num_symbols: 1\n") // or any other number but 0
 	for word := range strings.SplitSeq(text, "+") {
 		pc, err := strconv.ParseUint(strings.TrimSpace(word), 0, 64)
@@ -527,6 +540,7 @@ func serveSymbol(w http.ResponseWriter, r *http.Request) {
 			response = fmt.Appendf(response, "%#x %s\n", pc, f.Name())
 		}
 	}
+
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	sendProfile(w, r, response)
 }
@@ -623,6 +637,7 @@ func (s *slowWriter) end() {
 	if s.ended.Swap(true) || took < s.threshold || !s.profiler.claimSlow() {
 		return
 	}
+
 	ctx, r := s.request.Context(), s.request
 	logger := Logger(ctx).With("method", r.Method, "path", s.path, "pattern", r.Pattern, "duration", took)
 	name := "slow-" + time.Now().UTC().Format("20060102T150405.000Z")
@@ -639,6 +654,7 @@ func (p *Profiler) claimSlow() bool {
 		return false
 	}
 	defer p.mu.Unlock()
+
 	now := time.Now()
 	if p.closed || now.Sub(p.slowLast) < slowPause {
 		return false
@@ -661,6 +677,7 @@ func (p *Profiler) recordSlow(logger *slog.Logger, dir, name string) {
 	if err == nil {
 		err = os.Rename(part, file)
 	}
+
 	if err != nil {
 		os.Remove(part)
 		logger.Error("slow request not recorded", "err", err)
@@ -684,6 +701,7 @@ func (p *Profiler) recordSlow(logger *slog.Logger, dir, name string) {
 func NewProfilingServer(addr string, cfg *ProfilingConfig) (*Server, error) {
 	mux := http.NewServeMux()
 	host, port, err := net.SplitHostPort(addr)
+
 	var srv *Server
 	if err == nil {
 		srv, err = New(&Config{Address: net.JoinHostPort(cmp.Or(host, "127.0.0.1"), port), Handler: mux, WriteTimeout: -1})
@@ -692,6 +710,7 @@ func NewProfilingServer(addr string, cfg *ProfilingConfig) (*Server, error) {
 		_, cfgErr := cfg.withDefaults()
 		return nil, errors.Join(fmt.Errorf("conduit: addr: %w", err), cfgErr)
 	}
+
 	p, err := NewProfiler(cfg)
 	if err != nil {
 		return nil, err
@@ -900,11 +919,13 @@ func readProcess() statistics {
 	if err != nil || len(fields) < 22 {
 		return nil
 	}
+
 	dir, err := os.Open("/proc/self/fd")
 	if err != nil {
 		return nil
 	}
 	defer dir.Close()
+
 	fds, _ := dir.Readdirnames(-1) // os.ReadDir would sort them, and there may be 10,000
 	field := func(number int) float64 {
 		v, _ := strconv.ParseFloat(fields[number-3], 64) // fields starts after pid and name
@@ -1094,6 +1115,7 @@ func servePage(w http.ResponseWriter, page string) {
 			fmt.Fprintf(&others, "%s (%d)\n", link, profile.Count())
 		}
 	}
+
 	nonce := rand.Text()
 	h := w.Header()
 	h.Set("Content-Type", "text/html; charset=utf-8")

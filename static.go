@@ -141,6 +141,7 @@ func (c *FileServerConfig) withDefaults() (FileServerConfig, error) {
 	if c != nil {
 		d = *c
 	}
+
 	d.Index = cmp.Or(d.Index, "index.html")
 	d.CacheControl = cmp.Or(d.CacheControl, "public, max-age=31536000")
 	d.HTMLCacheControl = cmp.Or(d.HTMLCacheControl, "no-cache")
@@ -168,6 +169,7 @@ func (c *FileServerConfig) withDefaults() (FileServerConfig, error) {
 			errs.add("Dir: %w", err)
 		}
 	}
+
 	prefix := strings.TrimSuffix(d.Prefix, "/")
 	if prefix != "" && (prefix[0] != '/' || path.Clean(prefix) != prefix) {
 		errs.add("Prefix: %q is not a path that begins with a slash and is in its shortest form", d.Prefix)
@@ -222,6 +224,7 @@ func (f *FileServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
+
 	name, ok := f.nameOf(r.URL)
 	if !ok {
 		f.serveError(w, r, fs.ErrNotExist)
@@ -237,6 +240,7 @@ func (f *FileServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		f.logError(r.Context(), index, err)
 	}
+
 	if e == nil && isNotFound(err) && f.config.Fallback != "" && path.Ext(r.URL.Path) == "" {
 		addVary(w.Header(), "Accept")
 		if strings.Contains(strings.ToLower(r.Header.Get("Accept")), "text/html") {
@@ -319,6 +323,7 @@ func (f *FileServer) serveError(w http.ResponseWriter, r *http.Request, err erro
 			return
 		}
 	}
+
 	clearRepresentation(w.Header())
 	http.Error(w, http.StatusText(status), status)
 }
@@ -408,6 +413,7 @@ func (f *FileServer) revalidate(ctx context.Context, key, name string) (*fileEnt
 			e = nil
 		}
 	}
+
 	if e != nil {
 		f.keepFresh(e, now)
 	}
@@ -605,6 +611,7 @@ func (f *FileServer) serveContent(w http.ResponseWriter, r *http.Request, e *fil
 			content = wholeFile{file, info.Size()}
 		}
 	}
+
 	if !releaseTimeout(w) {
 		return
 	}
@@ -618,6 +625,7 @@ func (f *FileServer) serveContent(w http.ResponseWriter, r *http.Request, e *fil
 		h["Content-Length"] = []string{strconv.FormatInt(info.Size(), 10)}
 		h["Cache-Control"] = e.youngCacheControl()
 	}
+
 	if ranges := r.Header.Get("Range"); ranges != "" && !v.ranges || strings.Count(ranges, ",") >= maxRanges {
 		r = r.Clone(r.Context())
 		r.Header.Del("Range")
@@ -691,6 +699,7 @@ func (w *fileWriter) ReadFrom(src io.Reader) (int64, error) {
 	if !ok {
 		return io.Copy(struct{ io.Writer }{w}, src)
 	}
+
 	size, piece := limited.N, int64(writePiece)
 	file, _ := limited.R.(*os.File)
 	if !w.sendfile {
@@ -735,6 +744,7 @@ func (f *FileServer) buildEntry(key, name string) (*fileEntry, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	ext := strings.ToLower(path.Ext(name))
 	e := &fileEntry{
 		key:          key,
@@ -752,6 +762,7 @@ func (f *FileServer) buildEntry(key, name string) (*fileEntry, error) {
 	} else {
 		f.addSidecars(e, name)
 	}
+
 	if compresses && len(data) >= 1<<10 && !slices.Contains(e.codings, "gzip") {
 		if compressed := gzipped(data); len(compressed) < len(data) {
 			e.add(fileVariant{tag: v.tag, size: int64(len(compressed)), body: compressed}, "gzip")
@@ -765,6 +776,7 @@ func (f *FileServer) buildEntry(key, name string) (*fileEntry, error) {
 		e.modified = modified
 		e.lastModified = []string{modified.UTC().Format(http.TimeFormat)}
 	}
+
 	cacheControl := f.config.CacheControl
 	if strings.HasPrefix(e.contentType[0], "text/html") || path.Base(name) == f.config.Index || name == f.config.Fallback {
 		cacheControl = f.config.HTMLCacheControl
@@ -837,6 +849,7 @@ func (f *FileServer) readFile(name string) (v fileVariant, data []byte, err erro
 	if data, err = io.ReadAll(io.LimitReader(file, limit)); err != nil {
 		return v, nil, err
 	}
+
 	large := max(info.Size(), int64(len(data))) > f.config.MaxCachedFile
 	hash := sha256.New()
 	hash.Write(data)
@@ -845,6 +858,7 @@ func (f *FileServer) readFile(name string) (v fileVariant, data []byte, err erro
 			return v, nil, err
 		}
 	}
+
 	after, err := file.Stat()
 	if err != nil {
 		return v, nil, err
@@ -981,6 +995,7 @@ func (d dirFS) Open(name string) (fs.File, error) {
 		return nil, err
 	}
 	defer root.Close()
+
 	file, err := root.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0) // waits for no pipe
 	if err != nil {
 		return nil, err // and no nil *os.File in an interface that is not nil
@@ -1038,6 +1053,7 @@ func (c *fileCache) put(key string, e *fileEntry) {
 	if e == nil || e.cost > c.limit {
 		return
 	}
+
 	c.entries[e.key] = e
 	e.place = c.queue.PushBack(e)
 	for c.bytes += e.cost; c.bytes > c.limit; {

@@ -308,7 +308,9 @@ func streamFailed(w http.ResponseWriter, r *http.Request, err error, started boo
 	if disconnected {
 		level = slog.LevelDebug
 	}
+
 	Logger(ctx).Log(ctx, level, "stream failed", "method", r.Method, "path", r.URL.Path, "pattern", r.Pattern, "err", err.Error())
+
 	switch {
 	case started, responseStarted(w):
 		// The stream has aborted the response.
@@ -489,6 +491,7 @@ func (s *SSEStream) Serve(events <-chan *SSEEvent) error {
 	if s.head {
 		return nil
 	}
+
 	s.addHeartbeat(1)
 	defer s.addHeartbeat(-1)
 
@@ -606,8 +609,10 @@ func (c *SSEBrokerConfig) withDefaults() (SSEBrokerConfig, error) {
 	if c != nil {
 		d = *c
 	}
+
 	d.Replay = max(cmp.Or(d.Replay, 256), 0)
 	d.Queue = cmp.Or(d.Queue, d.Replay, 256)
+
 	var errs errorList
 	if d.Queue < 0 {
 		errs.add("Queue: %d is negative", d.Queue)
@@ -682,6 +687,7 @@ func (b *SSEBroker) Publish(e *SSEEvent) error {
 	if err := e.check(); err != nil {
 		return err
 	}
+
 	event := *e
 	b.lock()
 	defer b.mu.Unlock()
@@ -691,6 +697,7 @@ func (b *SSEBroker) Publish(e *SSEEvent) error {
 	if event.ID == "" && !event.onlyRetry() {
 		event.ID = b.prefix + strconv.FormatUint(b.next, 10)
 	}
+
 	id := strings.Trim(event.ID, " ") // a field's value comes back without blanks at its ends
 	b.last = cmp.Or(id, b.last)
 	size := 64 + len(event.ID) + len(event.Event) + len(event.Data)
@@ -762,6 +769,7 @@ func (b *SSEBroker) subscribe(id string) *sseClient {
 	if b.config.MaxClients > 0 && b.clients >= b.config.MaxClients {
 		return nil
 	}
+
 	b.clients++
 	c := &sseClient{next: b.next}
 	if b.closed || id == b.last {
@@ -850,6 +858,7 @@ func (b *SSEBroker) take(c *sseClient) (more <-chan struct{}) {
 	for ; c.next < b.next; c.next++ {
 		c.frames = append(c.frames, b.frameLocked(c.next).bytes)
 	}
+
 	if b.closed {
 		return nil
 	}
@@ -918,6 +927,7 @@ func (s *streamResponse) open(w http.ResponseWriter, r *http.Request, contentTyp
 	if !canFlush(w) {
 		return fmt.Errorf("conduit: stream: %T cannot flush: %w", w, http.ErrNotSupported)
 	}
+
 	s.w, s.r, s.ctx = w, r, r.Context()
 	s.contentType[0] = contentType
 	s.head = r.Method == http.MethodHead
@@ -926,6 +936,7 @@ func (s *streamResponse) open(w http.ResponseWriter, r *http.Request, contentTyp
 	s.mu.free = make(chan struct{}, 1)
 	s.timer = time.AfterFunc(streamHeartbeat, s.tick)
 	s.timer.Stop()
+
 	if r.ProtoMajor > 1 { // where WriteTimeout would reset a quiet stream
 		s.deadline.clear()
 	}
@@ -947,6 +958,7 @@ func (s *streamResponse) doneContext() context.Context {
 		stop := context.AfterFunc(drainContext(s.ctx), s.cancel)
 		context.AfterFunc(s.doneCtx, func() { stop() })
 	}
+
 	if s.doneClosed {
 		s.cancel()
 	}
@@ -970,8 +982,10 @@ func (s *streamResponse) withLock(f func() error) error {
 	if s.mu.free == nil {
 		panic("conduit: stream: a zero value: use NewTextStream, NewJSONStream or NewSSEStream")
 	}
+
 	s.mu.lock()
 	defer s.mu.unlock()
+
 	if s.err == nil {
 		var err error
 		switch {
@@ -1060,6 +1074,7 @@ func (s *streamResponse) start() error {
 		// It refuses a deadline with its own error, before its context has it.
 		return cmp.Or(s.deadline.clear(), context.Cause(s.ctx), context.DeadlineExceeded)
 	}
+
 	s.started = true
 	h := s.w.Header()
 	if _, ok := h["Content-Type"]; !ok {
@@ -1116,6 +1131,7 @@ func (s *streamResponse) flush() error {
 	if err := s.start(); err != nil {
 		return err
 	}
+
 	if err := http.NewResponseController(s.w).Flush(); err != nil {
 		return err
 	}
@@ -1148,6 +1164,7 @@ func (s *streamResponse) tick() {
 	if s.err != nil || s.ctx.Err() != nil {
 		return
 	}
+
 	if !s.due {
 		if s.beats == 0 {
 			return
