@@ -595,7 +595,7 @@ func (p *Profiler) SlowRequests(threshold time.Duration, dir string) Middleware 
 				responseWriter: responseWriterOf(w, r), profiler: p, threshold: threshold, dir: dir,
 				request: r, path: r.URL.Path, start: time.Now(),
 			}
-			defer s.end()
+			defer s.endRequest()
 			next.ServeHTTP(s, r)
 		})
 	}
@@ -619,20 +619,20 @@ func (s *slowWriter) Unwrap() http.ResponseWriter { return s.responseWriter }
 // releaseTimeout is called by the function releaseTimeout in conduit.go, just
 // before the first byte of a response that outlives a timeout by nature.
 func (s *slowWriter) releaseTimeout() bool {
-	s.end()
+	s.endRequest()
 	return true
 }
 
 func (s *slowWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	conn, buf, err := s.responseWriter.Hijack()
 	if err == nil {
-		s.end()
+		s.endRequest()
 	}
 	return conn, buf, err
 }
 
-// end has the request recorded if it was slow. Only the first call counts.
-func (s *slowWriter) end() {
+// endRequest has the request recorded if it was slow. Only the first call counts.
+func (s *slowWriter) endRequest() {
 	took := time.Since(s.start)
 	if s.ended.Swap(true) || took < s.threshold || !s.profiler.claimSlow() {
 		return
@@ -701,7 +701,6 @@ func (p *Profiler) recordSlow(logger *slog.Logger, dir, name string) {
 func NewProfilingServer(addr string, cfg *ProfilingConfig) (*Server, error) {
 	mux := http.NewServeMux()
 	host, port, err := net.SplitHostPort(addr)
-
 	var srv *Server
 	if err == nil {
 		srv, err = New(&Config{Address: net.JoinHostPort(cmp.Or(host, "127.0.0.1"), port), Handler: mux, WriteTimeout: -1})
