@@ -1145,8 +1145,8 @@ svg { width: 100%; height: 6rem; overflow: visible }
 path { fill: none; stroke: var(--edge); vector-effect: non-scaling-stroke; stroke-linejoin: round }
 .line { color: var(--line); stroke: var(--line); stroke-width: 2 }
 .line + .line { color: var(--soft); stroke: var(--soft); stroke-dasharray: 4 3 }
-.gone #state { color: light-dark(#b00020, #ff8a80); font-weight: bold }
-.gone figure { opacity: .5 }
+.failing #state { color: light-dark(#b00020, #ff8a80); font-weight: bold }
+.failing figure { opacity: .5 }
 </style>
 `
 
@@ -1233,7 +1233,7 @@ const draw = (chart, at, values) => {
   });
 };
 const state = document.getElementById("state");
-let last = null, gone = null;
+let last = null, failingSince = null;
 const look = async () => {
   let s = null;
   try {
@@ -1241,13 +1241,13 @@ const look = async () => {
     if (!response.ok) throw new Error(response.status + " " + response.statusText);
     s = await response.json();
     if (last && s.uptime_seconds < last.uptime_seconds) last = null; // another process
-    gone = null;
+    failingSince = null;
     state.textContent = s.go_version + ", " + s.gomaxprocs + " processors, started " + new Date(Date.now() - 1e3 * s.uptime_seconds).toLocaleString() + ", " + number(s.gc_cycles_total) + " collections";
   } catch (err) {
-    gone ??= new Date();
-    state.textContent = "No response since " + gone.toLocaleTimeString() + " (" + err.message + "). Trying again each second.";
+    failingSince ??= new Date();
+    state.textContent = "No response since " + failingSince.toLocaleTimeString() + " (" + err.message + "). Trying again each second.";
   }
-  document.body.classList.toggle("gone", !s);
+  document.body.classList.toggle("failing", !s);
   const at = Date.now();
   for (const chart of charts) draw(chart, at, s && chart.values(s, last));
   last = s || last;
