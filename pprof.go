@@ -115,7 +115,7 @@ func EnableDefaultProfiling(mux *http.ServeMux) {
 // (against DNS rebinding). It refuses HTTP/1.0, which nginx speaks to upstreams
 // by default, fields that proxies add, such as Forwarded, Via, X-Forwarded-* or
 // X-Real-IP, and fetches by other sites' pages (Sec-Fetch-Site), except links.
-// A refusal is a 403 and a log line, "profiling refused".
+// Refusals get 403 and the log line "profiling refused".
 //
 // That is not enough behind a proxy on the same machine: every peer is a
 // loopback address, nginx from 1.29.7 on and haproxy add no field by default,
@@ -137,9 +137,9 @@ func EnableDefaultProfiling(mux *http.ServeMux) {
 // recorded.
 //
 // Rates belong to the process. A recording keeps a mutex rate that the program
-// has set, but turns off a block rate not set by BlockRate, which the runtime
-// does not tell. A mutex that goroutines have queued for without a break since
-// before its rate was on is not seen.
+// has set, but turns off a block rate not set by BlockRate, since the runtime
+// does not tell it. A mutex that goroutines have queued for without a break
+// since before its rate was on is not seen.
 //
 // Other profiles show one moment, and refuse ?seconds= with 400. To see what
 // changes in an interval, of block and mutex too, compare two with go tool
@@ -197,7 +197,7 @@ func (p *Profiler) Enable(mux *http.ServeMux) {
 
 // Close stops the flight recorder, waits for a recording of
 // [Profiler.SlowRequests], sets the mutex rate back and turns a BlockRate off.
-// All else is served as before. Close returns nil, every time.
+// All else is served as before. Close always returns nil.
 func (p *Profiler) Close() error {
 	p.mu.Lock()
 	p.closed = true // no slow request is recorded from here on
@@ -631,7 +631,8 @@ func (s *slowWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	return conn, buf, err
 }
 
-// endRequest has the request recorded if it was slow. Only the first call counts.
+// endRequest has the request recorded if it was slow. Only the first call
+// counts.
 func (s *slowWriter) endRequest() {
 	took := time.Since(s.start)
 	if s.ended.Swap(true) || took < s.threshold || !s.profiler.claimSlow() {
@@ -782,7 +783,8 @@ func ReadRuntimeStats() RuntimeStats {
 // processStart is when the package was initialized, before main.
 var processStart = time.Now()
 
-// runtimeReading has a sample of each metric in runtimeFamilies, sorted by name.
+// runtimeReading has a sample of each metric in runtimeFamilies, sorted by
+// name.
 type runtimeReading struct{ samples []metrics.Sample }
 
 // runtimeReadings holds *runtimeReading, whose histograms are used again.
@@ -823,7 +825,8 @@ func (m *runtimeReading) number(name string) float64 {
 	return 0
 }
 
-// histogram returns a metric, an empty one if this version of Go does not have it.
+// histogram returns a metric, an empty one if this version of Go does not have
+// it.
 func (m *runtimeReading) histogram(name string) *metrics.Float64Histogram {
 	if v := m.value(name); v.Kind() == metrics.KindFloat64Histogram {
 		return v.Float64Histogram()

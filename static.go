@@ -34,8 +34,8 @@ import (
 //
 // A directory gets its index file, never a listing. Conditions and ranges are
 // those of [http.ServeContent], but more than 64 ranges get the whole file.
-// Clients that accept gzip get text of 1 KiB and more compressed, once per
-// content, except for a Range; [Compression] leaves that as it is. Methods
+// Text of 1 KiB and more is compressed, once per content, for clients that
+// accept gzip and ask for no Range; [Compression] leaves it as it is. Methods
 // other than GET and HEAD get 405. Any goroutine may call the methods.
 //
 // # Caching
@@ -69,7 +69,7 @@ import (
 // # Slow clients
 //
 // A client that takes less than 64 KiB in the server's WriteTimeout is
-// disconnected before twice that time. The time is at least 3 seconds, and 15
+// disconnected within twice that time. The time is at least 3 seconds, and 15
 // without a WriteTimeout. Neither it nor a [Timeout] ends the response of a
 // client that goes on taking.
 type FileServer struct {

@@ -26,7 +26,7 @@ import (
 // WriteTimeout gives way to 15 seconds for each write of up to 64 KiB. A client
 // that takes nothing for so long is disconnected. One that is slow, or is sent
 // nothing, is not. Linux may wait until the client has taken up to 1.3 MB of a
-// full buffer: one of some 100 kB/s may look as if it took nothing. A
+// full buffer: a client of some 100 kB/s may look as if it took nothing. A
 // ResponseWriter without the method Unwrap keeps WriteTimeout in force. On a
 // plain [http.Server] no deadline covers the last few bytes, which net/http
 // writes after the handler.
@@ -548,7 +548,7 @@ func (s *SSEStream) addHeartbeat(n int) {
 }
 
 // LastEventID returns the ID of the last event that the client saw, or "": its
-// Last-Event-ID, or else lastEventId of the query, for clients that cannot set
+// Last-Event-ID, or lastEventId of the query, for clients that cannot set
 // fields. The client chooses it: never trust it.
 func (s *SSEStream) LastEventID() string { return lastEventID(s.r) }
 
@@ -1196,8 +1196,9 @@ func (s *streamResponse) flushAside() (err error) {
 }
 
 // channelLock is a mutex. A goroutine that waits for a sync.Mutex would hold up
-// the clock of a testing/synctest bubble, and with that the deadline of the write
-// that it waits for. A channel alone would take a tenth of an element's time.
+// the clock of a testing/synctest bubble, and with that the deadline of the
+// write that it waits for. A channel alone would take a tenth of an element's
+// time.
 type channelLock struct {
 	wanted atomic.Int32  // by how many, the holder included
 	free   chan struct{} // of capacity 1; passes the lock on to one that waits
