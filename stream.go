@@ -1176,7 +1176,7 @@ func (s *streamResponse) tick() {
 		s.buffer().WriteString(":\n\n")
 	}
 
-	if err := s.flushAside(); err != nil {
+	if err := s.flushSafely(); err != nil {
 		s.end(err)
 		s.closeDone()
 	} else if s.beats > 0 {
@@ -1184,9 +1184,9 @@ func (s *streamResponse) tick() {
 	}
 }
 
-// flushAside is flush on the timer's goroutine, where a panic of somebody's
+// flushSafely is flush on the timer's goroutine, where a panic of somebody's
 // ResponseWriter would end the process.
-func (s *streamResponse) flushAside() (err error) {
+func (s *streamResponse) flushSafely() (err error) {
 	defer func() {
 		if v := recover(); v != nil {
 			err = fmt.Errorf("panic: %v", v)
