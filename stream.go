@@ -539,8 +539,8 @@ func (s *SSEStream) sendRetry() error {
 // addHeartbeat starts heartbeats with 1 and ends them with -1.
 func (s *SSEStream) addHeartbeat(n int) {
 	s.withLock(func() error {
-		s.beats += n
-		if s.beats > 0 && !s.due {
+		s.heartbeats += n
+		if s.heartbeats > 0 && !s.due {
 			s.timer.Reset(streamHeartbeat - time.Since(s.flushed))
 		}
 		return nil
@@ -906,14 +906,14 @@ type streamResponse struct {
 	cancel     context.CancelFunc
 	doneClosed bool // doneCtx is cancelled, or will be once it is made
 
-	mu      channelLock   // guards what follows, and is held over writes to the client
-	buf     *bufio.Writer // what is not yet written; nil while that is nothing
-	timer   *time.Timer   // of tick
-	due     bool          // the timer is set to flush
-	beats   int           // unless it is 0, the timer is set for a heartbeat at the latest
-	flushed time.Time     // last
-	started bool          // the header is sent, or may be: it is too late for another response
-	err     error         // that the stream ended with
+	mu         channelLock   // guards what follows, and is held over writes to the client
+	buf        *bufio.Writer // what is not yet written; nil while that is nothing
+	timer      *time.Timer   // of tick
+	due        bool          // the timer is set to flush
+	heartbeats int           // unless it is 0, the timer is set for a heartbeat at the latest
+	flushed    time.Time     // last
+	started    bool          // the header is sent, or may be: it is too late for another response
+	err        error         // that the stream ended with
 }
 
 var (
@@ -1166,7 +1166,7 @@ func (s *streamResponse) tick() {
 	}
 
 	if !s.due {
-		if s.beats == 0 {
+		if s.heartbeats == 0 {
 			return
 		}
 		if rest := streamHeartbeat - time.Since(s.flushed); rest > 0 {
@@ -1179,7 +1179,7 @@ func (s *streamResponse) tick() {
 	if err := s.flushSafely(); err != nil {
 		s.end(err)
 		s.closeDone()
-	} else if s.beats > 0 {
+	} else if s.heartbeats > 0 {
 		s.timer.Reset(streamHeartbeat)
 	}
 }
