@@ -36,8 +36,8 @@ import (
 
 // ProfilingConfig configures a [Profiler]. Negative numbers are errors.
 type ProfilingConfig struct {
-	// Allow alone decides which requests to serve, from many goroutines. nil allows
-	// this machine only; see [Profiler].
+	// Allow alone decides which requests to serve. Many goroutines call it. nil
+	// allows this machine only; see [Profiler].
 	Allow func(*http.Request) bool
 
 	// MaxDuration is the longest profile, 5 minutes by default. A request for more

@@ -40,8 +40,8 @@ import (
 //
 // # Caching
 //
-// By default clients may keep a file for a year, but must ask again for HTML
-// each time. To have a changed file fetched, rename it or link to its
+// By default clients may keep a file for a year, but must ask for HTML each
+// time. To have a changed file fetched, rename it or link to its
 // [FileServer.URL]: the current version may be kept for ever, any other must be
 // asked for again.
 //
@@ -108,8 +108,7 @@ type FileServerConfig struct {
 	// has private or no-store, URLs of [FileServer.URL] are immutable.
 	CacheControl string
 
-	// HTMLCacheControl is for HTML, index files and Fallback, by default
-	// "no-cache".
+	// HTMLCacheControl is for HTML, indexes and Fallback, "no-cache" by default.
 	HTMLCacheControl string
 
 	// Dotfiles allows names that begin with a dot.

@@ -169,8 +169,8 @@ func (s elementWriter) Write(p []byte) (int, error) {
 	return len(p), err
 }
 
-// WriteJSONArray is [StreamJSON] of [Receive] for this stream, which it closes
-// when items is closed.
+// WriteJSONArray sends items until it is closed, as [StreamJSON] of [Receive]
+// does, and then closes the stream.
 func (s *JSONStream) WriteJSONArray(items <-chan any) error {
 	if err := s.fail(nil); err != nil && !s.head { // it has ended
 		return err
