@@ -25,7 +25,6 @@ func BenchmarkRoutes(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
-	time.Sleep(settling)
 	for _, r := range routes() {
 		if r.kind != requests || r.http2 {
 			continue

@@ -22,21 +22,14 @@ const clients = 32
 type load struct {
 	x     *exchange
 	ask   []func() error // each for one goroutine
+	each  int64          // how many responses or events one of ask has had, 1 if it is 0
 	close func()
 }
 
 // newLoad returns a load of HTTP/1.1 on the address addr, each client with a
 // connection that it keeps.
 func newLoad(x *exchange, addr string) *load {
-	host := &fasthttp.HostClient{
-		Addr:                     addr,
-		MaxConns:                 clients,
-		ReadTimeout:              20 * time.Second,
-		WriteTimeout:             20 * time.Second,
-		ReadBufferSize:           64 << 10,
-		NoDefaultUserAgentHeader: true,
-		DisablePathNormalizing:   true,
-	}
+	host := newHostClient(addr, clients)
 	l := &load{x: x, close: host.CloseIdleConnections}
 	for range clients {
 		var req fasthttp.Request
@@ -55,6 +48,19 @@ func newLoad(x *exchange, addr string) *load {
 		})
 	}
 	return l
+}
+
+// newHostClient returns a client that keeps up to n connections to addr.
+func newHostClient(addr string, n int) *fasthttp.HostClient {
+	return &fasthttp.HostClient{
+		Addr:                     addr,
+		MaxConns:                 n,
+		ReadTimeout:              20 * time.Second,
+		WriteTimeout:             20 * time.Second,
+		ReadBufferSize:           64 << 10,
+		NoDefaultUserAgentHeader: true,
+		DisablePathNormalizing:   true,
+	}
 }
 
 // newHTTP2Load returns a load over TLS and HTTP/2 on base, with four
@@ -121,7 +127,7 @@ func (l *load) run(ctx context.Context, d time.Duration) (int64, error) {
 					cancel()
 					return
 				}
-				replies.Add(1)
+				replies.Add(max(l.each, 1))
 			}
 		})
 	}

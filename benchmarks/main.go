@@ -38,6 +38,7 @@ type options struct {
 	peers      string
 	also       string
 	picture    string
+	scale      bool
 	serverCPU  string
 	clientCPU  string
 	serve, dir string
@@ -55,6 +56,7 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	flags.StringVar(&o.peers, "peers", ".", "`pattern` of the names of peers to measure; net_http always is")
 	flags.StringVar(&o.also, "also", "", "another `toolchain`, such as go1.26.8, with which net/http and Conduit are measured too")
 	flags.StringVar(&o.picture, "picture", "ratios.svg", "`file` for the picture; none if empty")
+	flags.BoolVar(&o.scale, "scale", false, "measure how the costs of Conduit grow, and nothing else")
 	flags.StringVar(&o.serverCPU, "server-cpu", "0", "the processor for the servers, where taskset is")
 	flags.StringVar(&o.clientCPU, "client-cpu", "1", "the processor for the clients")
 	flags.StringVar(&o.serve, "serve", "", "serve one `peer`, which the runner starts by itself")
@@ -83,12 +85,20 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		return 2
 	}
 	pinned := o.pin(stderr)
-	if err := chosen.measure(ctx, &o); err != nil {
+	measure := func() error { return chosen.measure(ctx, &o) }
+	if o.scale {
+		fmt.Fprintf(stdout, "%s.\n%g s each; %s.\n\n", machine(), o.seconds, pinned)
+		measure = func() error { return o.measureScale(ctx, stdout) }
+	}
+	if err := measure(); err != nil {
 		if ctx.Err() != nil {
 			err = errors.New("interrupted")
 		}
 		fmt.Fprintln(stderr, "benchmarks:", err)
 		return 1
+	}
+	if o.scale {
+		return 0
 	}
 	fmt.Fprintf(stdout, "%s.\nMedians of %d rounds of %g s each; %s.\n\n", machine(), o.rounds, o.seconds, pinned)
 	chosen.writeTables(stdout)
@@ -103,7 +113,7 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 }
 
 func (o *options) serveOne(stdin io.Reader, stdout io.Writer) error {
-	for _, p := range peers() {
+	for _, p := range append(peers(), scalePeer) {
 		if p.name == o.serve {
 			return serve(&p, o.dir, stdin, stdout)
 		}
@@ -193,7 +203,6 @@ func (res *results) measure(ctx context.Context, o *options) error {
 			return err
 		}
 	}
-	time.Sleep(settling)
 	processes, err := res.start(m)
 	defer func() {
 		for _, p := range processes {

@@ -64,12 +64,6 @@ type element struct {
 // event is a server-sent event, before a peer has made its own type of it.
 type event struct{ id, name, data string }
 
-// settling is how long ago the files must have been written before they are
-// served: of one that has just changed Conduit keeps the bytes in memory,
-// however large it is, because its time does not tell yet whether it changes
-// again.
-const settling = 1100 * time.Millisecond
-
 // newSite writes the files of a site below dir, and opens it.
 func newSite(dir string) (*site, error) {
 	s := openSite(dir)

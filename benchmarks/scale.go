@@ -1,0 +1,254 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/valyala/fasthttp"
+
+	"example.com/conduit"
+)
+
+// scalePeer serves what a run with -scale measures: Conduit alone.
+var scalePeer = peer{name: "scale", title: "Conduit", serve: serveScale}
+
+// manyFiles is how many files there are to be cached, of a kilobyte each.
+const manyFiles = 10_000
+
+// keptEvents are how many events the brokers keep, at /kept/N. Each has had twice
+// as many, and resumed is how many a client that resumes has missed.
+var keptEvents = []int{100, 1_000, 100_000}
+
+const resumed = 10
+
+// A scaleStep is a row of the table: one thing that grows, how much of it there
+// is, and what is done meanwhile.
+type scaleStep struct {
+	what string
+	n    int
+	load func(ctx context.Context, addr string, n int) (*load, error)
+}
+
+func scaleSteps() []scaleStep {
+	var steps []scaleStep
+	add := func(what string, load func(context.Context, string, int) (*load, error), sizes ...int) {
+		for _, n := range sizes {
+			steps = append(steps, scaleStep{what, n, load})
+		}
+	}
+	add("connections that ask for a text through the chain", func(_ context.Context, addr string, n int) (*load, error) {
+		return newLoadOfPaths(addr, n, "", func(int64) string { return "/text" }), nil
+	}, 100, 1_000, 10_000)
+	add("cached files of 1 KB, asked for in turn", func(_ context.Context, addr string, n int) (*load, error) {
+		l := newLoadOfPaths(addr, clients, "", func(i int64) string { return "/files/" + strconv.FormatInt(i%int64(n), 10) + ".txt" })
+		for range n { // which caches them
+			if err := l.ask[0](); err != nil {
+				l.close()
+				return nil, err
+			}
+		}
+		return l, nil
+	}, 10, manyFiles)
+	add("bytes of a body", func(_ context.Context, addr string, n int) (*load, error) {
+		return newLoadOfPaths(addr, clients, "", func(int64) string { return "/body/" + strconv.Itoa(n) }), nil
+	}, 1_000, 10_000, 100_000, 1_000_000)
+	add("bytes of a body, compressed", func(_ context.Context, addr string, n int) (*load, error) {
+		return newLoadOfPaths(addr, clients, "gzip", func(int64) string { return "/body/" + strconv.Itoa(n) }), nil
+	}, 1_000, 10_000, 100_000, 1_000_000)
+	add("events that a broker keeps, for a client that has missed 10", func(_ context.Context, addr string, n int) (*load, error) {
+		l := &load{close: func() {}}
+		for range clients {
+			l.ask = append(l.ask, func() error { return resume(addr, n) })
+		}
+		return l, nil
+	}, keptEvents...)
+	add("clients of a broker, an event to one", newLoadOfEvents, 10, 100, 1_000, 10_000)
+	return steps
+}
+
+// measureScale measures each step in a process of its own, and writes the table.
+func (o *options) measureScale(ctx context.Context, w io.Writer) error {
+	dir, err := os.MkdirTemp("", "conduit-benchmarks-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	site, err := newSite(filepath.Join(dir, scalePeer.name))
+	if err != nil {
+		return err
+	}
+	if err := site.writeManyFiles(); err != nil {
+		return err
+	}
+	fmt.Fprint(w, "| what grows | to | a second | processor time of each | memory |\n|---|---|---|---|---|\n")
+	for _, step := range scaleSteps() {
+		s, memory, err := o.measureStep(ctx, dir, &step)
+		if err != nil {
+			return fmt.Errorf("%s, %d: %w", step.what, step.n, err)
+		}
+		fmt.Fprintf(w, "| %s | %d | %.0f | %.1f µs | %.0f MB |\n", step.what, step.n, s.rate, s.cost*1e6, float64(memory)/1e6)
+	}
+	return nil
+}
+
+// measureStep returns what each request or event of step costs, and the memory of
+// the server afterwards, with the connections still open.
+func (o *options) measureStep(ctx context.Context, dir string, step *scaleStep) (sample, int64, error) {
+	p, err := startProcess(&scalePeer, dir, o.serverCPU)
+	if err != nil {
+		return sample{}, 0, err
+	}
+	defer p.stop()
+	l, err := step.load(ctx, p.addr, step.n)
+	if err != nil {
+		return sample{}, 0, err
+	}
+	defer l.close()
+	seconds := time.Duration(o.seconds * float64(time.Second))
+	if _, err := l.run(ctx, seconds/5); err != nil {
+		return sample{}, 0, err
+	}
+	s, err := p.during(func() (int64, error) { return l.run(ctx, seconds) })
+	if err != nil {
+		return sample{}, 0, err
+	}
+	memory, err := p.memory()
+	return s, memory, err
+}
+
+// newLoadOfPaths returns a load of n connections that ask for one path after the
+// other, in whichever order they come to it.
+func newLoadOfPaths(addr string, n int, coding string, path func(i int64) string) *load {
+	host := newHostClient(addr, n)
+	l := &load{close: host.CloseIdleConnections}
+	var asked atomic.Int64
+	for range n {
+		var req fasthttp.Request
+		var res fasthttp.Response
+		if coding != "" {
+			req.Header.Set("Accept-Encoding", coding)
+		}
+		l.ask = append(l.ask, func() error {
+			path := path(asked.Add(1) - 1)
+			req.SetRequestURI("http://" + addr + path)
+			if err := host.Do(&req, &res); err != nil {
+				return err
+			}
+			if res.StatusCode() != http.StatusOK || string(res.Header.Peek("Content-Encoding")) != coding && len(res.Body()) >= 1024 {
+				return fmt.Errorf("%s: status %d, coding %q", path, res.StatusCode(), res.Header.Peek("Content-Encoding"))
+			}
+			return nil
+		})
+	}
+	return l
+}
+
+// newLoadOfEvents returns a load that counts each event at each of n clients.
+func newLoadOfEvents(ctx context.Context, addr string, n int) (*load, error) {
+	a, err := newAudience(ctx, addr, n, nil)
+	if err != nil {
+		return nil, err
+	}
+	return &load{
+		each:  int64(n),
+		ask:   []func() error{func() error { return a.publish(ctx, 1, 20*time.Second) }},
+		close: a.close,
+	}, nil
+}
+
+// resume connects as a client that has missed the last events of the broker that
+// keeps n, and leaves once it has them.
+func resume(addr string, n int) error {
+	conn, err := net.DialTimeout("tcp", addr, 10*time.Second)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(10 * time.Second))
+	last := 2 * n
+	fmt.Fprintf(conn, "GET /kept/%d HTTP/1.1\r\nHost: %s\r\nLast-Event-ID: %d\r\n\r\n", n, addr, last-resumed)
+	lines, events := bufio.NewScanner(conn), 0
+	for lines.Scan() {
+		if strings.HasPrefix(lines.Text(), "event: gap") {
+			return errors.New("a gap, where nothing is missing")
+		}
+		id, ok := strings.CutPrefix(lines.Text(), "id: ")
+		if !ok {
+			continue
+		}
+		if events++; id != strconv.Itoa(last) {
+			continue
+		}
+		if events != resumed {
+			return fmt.Errorf("%d events, want %d", events, resumed)
+		}
+		return nil
+	}
+	return errors.Join(errors.New("the stream ended"), lines.Err())
+}
+
+// writeManyFiles writes the files that are to be cached.
+func (s *site) writeManyFiles() error {
+	dir := filepath.Join(s.dir, "many")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	content, written := s.document[:1000], time.Now().Add(-time.Hour)
+	for i := range manyFiles {
+		file := filepath.Join(dir, strconv.Itoa(i)+".txt")
+		if err := os.WriteFile(file, content, 0o644); err != nil {
+			return err
+		}
+		if err := os.Chtimes(file, written, written); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func serveScale(s *site, l, secure net.Listener) (*service, error) {
+	files, err := conduit.NewFileServerWith(&conduit.FileServerConfig{Dir: filepath.Join(s.dir, "many"), Prefix: "/files"})
+	if err != nil {
+		return nil, err
+	}
+	chain := conduit.Chain(conduit.RequestID(), conduit.Recovery(), conduit.Logging(), conduit.Timeout(handlerTimeout), conduit.Compression())
+	text := document(1_200_000)
+	mux := http.NewServeMux()
+	mux.Handle("GET /text", chain(http.HandlerFunc(serveText)))
+	mux.Handle("GET /files/", files)
+	mux.Handle("GET /body/{n}", conduit.Compression()(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		n, err := strconv.Atoi(r.PathValue("n"))
+		if err != nil || n > len(text) {
+			http.NotFound(w, r)
+			return
+		}
+		w.Header().Set("Content-Type", textType)
+		w.Write(text[:n])
+	})))
+	broker := conduit.NewSSEBroker(nil)
+	mux.Handle("GET /events", broker)
+	mux.Handle("POST /publish", servePublish(func(e event) error {
+		return broker.Publish(&conduit.SSEEvent{ID: e.id, Event: e.name, Data: e.data})
+	}))
+	for _, n := range keptEvents {
+		kept := conduit.NewSSEBroker(&conduit.SSEBrokerConfig{Replay: n})
+		for i := range 2 * n {
+			if err := kept.Publish(&conduit.SSEEvent{ID: strconv.Itoa(i + 1), Data: eventData}); err != nil {
+				return nil, err
+			}
+		}
+		mux.Handle("GET /kept/"+strconv.Itoa(n), kept)
+	}
+	return serveConduitHandler(s, l, secure, mux, func() error { return errors.Join(broker.Close(), files.Close()) })
+}
