@@ -40,32 +40,38 @@ var pageTemplate = template.Must(template.New("page").Parse(`<!DOCTYPE html>
 <img src="{{.URL "icon.svg"}}" alt="">
 <h1>Posts</h1>
 </header>
+<p>A small service on Conduit: a JSON API, and this page, which shows new posts as they are made. It keeps them in a database, which several instances may share.</p>
 <form id="new">
 <label>Title <input name="title" required maxlength="200" autocomplete="off"></label>
 <label>Body <textarea name="body" rows="3" maxlength="10000"></textarea></label>
 <p><button>Post</button> <span id="sent" role="status"></span></p>
 </form>
-<h2>The newest</h2>
+<p>The same from a shell:</p>
+<pre><code id="curl">curl <span class="origin">http://localhost:8080</span>/api/posts \
+  -H 'Content-Type: application/json' \
+  -d '{"title": "Hello"}'</code></pre>
+<h2>Newest posts</h2>
 <p id="state" role="status">Connecting.</p>
-<ul id="newest" aria-live="polite"></ul>
-<h2>The API</h2>
-<dl>
+<ul id="newest" aria-live="polite" aria-busy="true"></ul>
+<h2>Routes</h2>
+<dl id="routes">
 <dt><a href="/api/posts">GET /api/posts</a></dt>
-<dd>The posts, newest first: <code>?limit=</code> of them (1 to 100), those older than <code>?before=</code> an id.</dd>
-<dt><code>GET /api/posts/{id}</code></dt>
+<dd>The newest 20 posts. <code>?limit=50</code> returns 50, <code>?before=7</code> those before post 7.</dd>
+<dt><a href="#new">POST /api/posts</a></dt>
+<dd>A new post: a JSON object with a title and a body.</dd>
+<dt><a id="one">GET /api/posts/{id}</a></dt>
 <dd>One post.</dd>
 <dt><a href="/api/posts/stream">GET /api/posts/stream</a></dt>
-<dd>All posts as they are found, in one array or, with <code>?format=ndjson</code>, one a line.</dd>
+<dd>Every post, in one array. <code>?format=ndjson</code> puts one on a line.</dd>
 <dt><a href="/api/events">GET /api/events</a></dt>
-<dd>New posts as they are made, by any instance: server-sent events.</dd>
-<dt><code>POST /api/posts</code></dt>
-<dd>A new post, from a JSON object with a title and a body.</dd>
+<dd>New posts as they are made, by any instance, as server-sent events.</dd>
 <dt><a href="/health">GET /health</a></dt>
-<dd>Whether the service and its database are well.</dd>
+<dd>For load balancers: whether the service and its database are ready.</dd>
 <dt><a href="/debug/pprof/live">GET /debug/pprof/live</a></dt>
-<dd>The service and its pool at work, for whoever is on its machine.</dd>
+<dd>Live charts of the service, for its own machine only.</dd>
+<dt><a href="/debug/pprof/">GET /debug/pprof/</a></dt>
+<dd>Profiles of the service, for its own machine only.</dd>
 </dl>
-<pre><code>curl localhost:8080/api/posts --json '{"title": "Hello"}'</code></pre>
 </main>
 </body>
 </html>

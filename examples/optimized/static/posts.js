@@ -1,11 +1,15 @@
-// Shows the newest posts on the page of the service, and new ones as they are
-// made. What the API sends is put in as text and never as HTML.
+// Sends posts, and shows the newest and new ones as they are made. The texts
+// that the API sends are put in as text and never as HTML.
 const list = document.querySelector("#newest");
 const state = document.querySelector("#state");
+const one = document.querySelector("#one"); // the link of the route of one post
+const form = document.querySelector("#new");
+const sent = document.querySelector("#sent");
 const shown = 5;
 
 function item(post) {
-	const title = document.createElement("strong");
+	const title = document.createElement("a");
+	title.href = `/api/posts/${post.id}`;
 	title.textContent = post.title;
 	const li = document.createElement("li");
 	li.dataset.id = post.id;
@@ -27,49 +31,93 @@ function add(post) {
 	while (list.childElementCount > shown) {
 		list.lastElementChild.remove();
 	}
+	one.href = list.querySelector("a").href;
 }
 
+// load starts with an empty list: posts may have been missed, or be gone.
 async function load() {
-	const reply = await fetch(`/api/posts?limit=${shown}`);
-	if (!reply.ok) {
-		throw new Error(`the list could not be had: ${reply.status}`);
+	list.ariaBusy = true;
+	list.replaceChildren();
+	const response = await fetch(`/api/posts?limit=${shown}`);
+	if (!response.ok) {
+		throw new Error(`status ${response.status}`);
 	}
-	for (const post of await reply.json()) {
+	for (const post of await response.json()) {
 		add(post);
 	}
+	list.ariaBusy = false;
 }
 
-// reload begins with an empty list: posts that were missed, or are no more.
-function reload() {
-	list.replaceChildren();
-	load().catch((err) => {
-		state.textContent = err.message;
-	});
-}
+// A closed EventSource is reopened after a time that doubles from the shortest to
+// the longest, in milliseconds.
+const shortest = 500;
+const longest = 8000;
+let wait = shortest;
 
-// follow connects. The browser comes back by itself when a response ends, but
-// takes any status other than 200 for final, such as a proxy's 502 while the
-// service restarts: then follow connects anew.
+// follow opens an EventSource. When its response ends, the browser connects again
+// by itself. When the response is not a 200 with events, such as a proxy's 502
+// during a restart, the browser closes the EventSource for good, and follow opens
+// another.
 function follow() {
 	const events = new EventSource("/api/events");
-	let connected = false;
+	let loaded = false;
+
+	function reopen() {
+		events.close();
+		setTimeout(follow, wait * (0.5 + Math.random() / 2)); // not all pages at once
+		wait = Math.min(2 * wait, longest);
+	}
+	function reload() {
+		load().catch((err) => {
+			state.textContent = `The list does not load: ${err.message}. Trying again.`;
+			reopen();
+		});
+	}
+
 	events.addEventListener("open", () => {
 		state.textContent = "New posts appear as they are made.";
-		// Only now: what is made while the list is on its way comes as an event.
-		// When the connection was lost, what it missed is sent again, or a gap.
-		if (!connected) {
-			connected = true;
+		wait = shortest;
+		// Not before: a post that is made while the list is on its way comes as an
+		// event. After a lost connection, the server sends the events that were
+		// missed, or a gap.
+		if (!loaded) {
+			loaded = true;
 			reload();
 		}
 	});
 	events.addEventListener("post", (event) => add(JSON.parse(event.data)));
 	events.addEventListener("gap", reload);
 	events.addEventListener("error", () => {
-		state.textContent = "The connection is lost. It is tried again.";
+		state.textContent = "The connection is lost. Trying again.";
 		if (events.readyState === EventSource.CLOSED) {
-			setTimeout(follow, 2000 + 8000 * Math.random());
+			reopen();
 		}
 	});
 }
 
 follow();
+
+// The list shows the new post when its event comes, as every other page does.
+form.addEventListener("submit", async (event) => {
+	event.preventDefault();
+	const fields = new FormData(form);
+	sent.textContent = "Sending.";
+	try {
+		const response = await fetch("/api/posts", {
+			method: "POST",
+			headers: { "Content-Type": "application/json" },
+			body: JSON.stringify({ title: fields.get("title"), body: fields.get("body") }),
+		});
+		const result = await response.json();
+		if (!response.ok) {
+			throw new Error(result.error);
+		}
+		form.reset();
+		sent.textContent = `Post ${result.id} is made.`;
+	} catch (err) {
+		sent.textContent = `Not posted: ${err.message}.`;
+	}
+});
+
+// The page does not know its own address before it is opened.
+document.querySelector(".origin").textContent = location.origin;
