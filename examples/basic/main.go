@@ -3,10 +3,13 @@
 //
 //	go run ./examples/basic
 //	curl localhost:8080/hello/gopher
+//
+// Ctrl-C stops it.
 package main
 
 import (
 	"fmt"
+	"log/slog"
 	"net/http"
 	"os"
 
@@ -17,7 +20,7 @@ func main() {
 	mux := http.NewServeMux()
 	mux.Handle("GET /health", conduit.Health())
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, r *http.Request) {
-		fmt.Fprintln(w, "try /hello/gopher")
+		fmt.Fprintln(w, "Try /hello/gopher.")
 	})
 	mux.HandleFunc("GET /hello/{name}", func(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprintf(w, "hello, %s\n", r.PathValue("name"))
@@ -25,6 +28,7 @@ func main() {
 
 	srv, err := conduit.New(conduit.DefaultConfig(mux))
 	if err == nil {
+		slog.Info("home page", "url", "http://localhost:8080/")
 		err = conduit.StartWithGracefulShutdown(srv, nil)
 	}
 	if err != nil {

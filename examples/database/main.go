@@ -48,6 +48,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 	flags.SetOutput(stderr)
 	flags.StringVar(&address, "addr", address, "`address` to listen on; PORT in the environment sets the port of the default")
 	file := flags.String("db", "posts.db", "SQLite `file`, made if it is not there; DATABASE_URL in the environment, that of a Postgres, is used instead of any")
+	delay := flags.Duration("delay", 500*time.Millisecond, "how long to go on serving when a stop starts, while clients and proxies leave; 5s behind a load balancer")
 	switch err := flags.Parse(args); {
 	case errors.Is(err, flag.ErrHelp):
 		return 0
@@ -59,8 +60,8 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 		return 2
 	}
 
-	slog.SetDefault(slog.New(slog.NewJSONHandler(stderr, nil)))
-	s := service{address: address, file: *file, url: getenv("DATABASE_URL"), replay: 256}
+	slog.SetDefault(newLogger(stderr))
+	s := service{address: address, delay: *delay, file: *file, url: getenv("DATABASE_URL"), replay: 256}
 	if err := s.run(ctx, nil); err != nil {
 		slog.Error("stopped", "err", err)
 		return 1
@@ -71,13 +72,47 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 // service is one instance.
 type service struct {
 	address string
-	file    string // of SQLite
-	url     string // of Postgres, which is used if it is set
-	replay  int    // posts that a page may have missed and is sent again
+	delay   time.Duration // of a shutdown
+	file    string        // of SQLite
+	url     string        // of Postgres, which is used if it is set
+	replay  int           // posts that a page may have missed and is sent again
+}
+
+// newLogger returns a logger of lines in JSON. slog would write a duration in
+// nanoseconds; here it is in milliseconds, and its name says so.
+func newLogger(w io.Writer) *slog.Logger {
+	return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{
+		ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+			if a.Value.Kind() == slog.KindDuration {
+				return slog.Float64(a.Key+"_ms", float64(a.Value.Duration())/float64(time.Millisecond))
+			}
+			return a
+		},
+	}))
+}
+
+// homeURL returns the URL of the home page of a service that listens on addr,
+// for a browser on the same machine.
+func homeURL(scheme string, addr net.Addr) string {
+	host, port, _ := net.SplitHostPort(addr.String())
+	if net.ParseIP(host).IsUnspecified() {
+		host = "localhost"
+	}
+	return scheme + "://" + net.JoinHostPort(host, port) + "/"
 }
 
 // handlerTimeout is how long a request may take, events left aside.
 const handlerTimeout = 30 * time.Second
+
+// newShutdownConfig makes a shutdown wait for any request that may be open.
+func newShutdownConfig(delay time.Duration) *conduit.ShutdownConfig {
+	cfg := conduit.DefaultShutdownConfig()
+	cfg.Timeout = max(delay, 0) + handlerTimeout + cfg.HookTimeout + time.Second
+	if cfg.Delay = delay; delay == 0 {
+		cfg.Delay = -1 // none: 0 would be the default
+	}
+	return cfg
+}
 
 // startTimeout bounds what comes before the first request: connections,
 // migrations, the newest posts.
@@ -113,12 +148,17 @@ func (s service) run(ctx context.Context, l net.Listener) error {
 		return errors.Join(err, posts.close())
 	}
 
-	// Long enough for a request of handlerTimeout, and the hooks.
-	g := conduit.NewGracefulShutdown(srv, &conduit.ShutdownConfig{Timeout: handlerTimeout + 10*time.Second})
+	if l == nil {
+		if l, err = net.Listen("tcp", s.address); err != nil {
+			return errors.Join(err, posts.close())
+		}
+	}
+	g := conduit.NewGracefulShutdown(srv, newShutdownConfig(s.delay))
 	g.RegisterHook(func(context.Context) error { return posts.close() })
 	g.RegisterHook(feed.stop)
 	g.RegisterHook(func(context.Context) error { return errors.Join(files.Close(), profiler.Close()) })
 	feed.start()
+	slog.Info("home page", "url", homeURL("http", l.Addr()), "posts", posts.place)
 	return g.Run(ctx, l)
 }
 

@@ -645,13 +645,14 @@ func TestRunServesUntilItIsStopped(t *testing.T) {
 		created := make(chan string, 1)
 		var messages []string
 		for lines := bufio.NewScanner(r); lines.Scan(); {
-			var line struct{ Msg, Addr, Err string }
+			var line struct{ Msg, URL, Err string }
 			if err := json.Unmarshal(lines.Bytes(), &line); err != nil {
 				t.Fatalf("log: %v in %q", err, lines.Text())
 			}
 			switch line.Msg {
-			case "listening":
-				go func() { created <- postAcrossTheDrain(t, line.Addr, stop, draining) }()
+			case "home page":
+				addr := strings.TrimSuffix(strings.TrimPrefix(line.URL, "http://"), "/")
+				go func() { created <- postAcrossTheDrain(t, addr, stop, draining) }()
 			case "draining":
 				close(draining)
 			case "listening for posts of other instances": // whenever
@@ -665,7 +666,7 @@ func TestRunServesUntilItIsStopped(t *testing.T) {
 		if got := <-created; !strings.Contains(got, " 201 ") {
 			t.Errorf("the request that was there before the drain got %q, want 201: the database is closed last", got)
 		}
-		if got, want := fmt.Sprint(messages), "[listening draining request shutdown]"; got != want {
+		if got, want := fmt.Sprint(messages), "[home page listening draining request shutdown]"; got != want {
 			t.Errorf("messages in the log: %s, want %s", got, want)
 		}
 		// It is in the table.
@@ -674,6 +675,18 @@ func TestRunServesUntilItIsStopped(t *testing.T) {
 			t.Errorf("posts: %v, want the late one", got)
 		}
 	})
+}
+
+func TestStopLeavesARequestItsTime(t *testing.T) {
+	for delay, want := range map[time.Duration]time.Duration{-1: -1, 0: -1, time.Second: time.Second, time.Minute: time.Minute} {
+		cfg := newShutdownConfig(delay)
+		if left := cfg.Timeout - max(cfg.Delay, 0) - cfg.HookTimeout; left <= handlerTimeout {
+			t.Errorf("-delay %v leaves %v for a request that may take %v", delay, left, handlerTimeout)
+		}
+		if cfg.Delay != want {
+			t.Errorf("-delay %v: Delay is %v, want %v", delay, cfg.Delay, want)
+		}
+	}
 }
 
 // postAcrossTheDrain sends the head of a request, calls stop, and sends the

@@ -30,6 +30,7 @@ type post struct {
 type store struct {
 	db     *sql.DB
 	pool   *conduit.DatabaseConfig
+	place  string          // where the posts are, for the log
 	listen *pgx.ConnConfig // to hear of posts of other instances; nil on SQLite
 
 	older, newer, oldest, one, create *sql.Stmt
@@ -104,7 +105,7 @@ func openSQLite(ctx context.Context, file string) (*store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &store{db: db, pool: &conduit.DatabaseConfig{
+	s := &store{db: db, place: "SQLite: " + file, pool: &conduit.DatabaseConfig{
 		DB: db,
 		// More connections would only wait for the same file. They are cheap to
 		// keep, and no failover makes them old.
@@ -127,7 +128,7 @@ func openPostgres(ctx context.Context, dsn string) (*store, error) {
 		return nil, fmt.Errorf("DATABASE_URL: %w", err) // without its password
 	}
 	db := stdlib.OpenDB(*cfg)
-	s := &store{db: db, listen: cfg, pool: &conduit.DatabaseConfig{
+	s := &store{db: db, place: "Postgres: " + cfg.Database + " at " + cfg.Host, listen: cfg, pool: &conduit.DatabaseConfig{
 		DB: db,
 		// Postgres takes 100 connections, those of all instances together. As
 		// many stay idle as may be open, or a burst would dial them anew.

@@ -46,7 +46,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 	certFile := flags.String("tls-cert", "", "`file` with the certificate chain, which turns on TLS")
 	keyFile := flags.String("tls-key", "", "`file` with the certificate's private key")
 	h2c := flags.Bool("h2c", false, "accept HTTP/2 in cleartext, from a proxy that speaks it")
-	delay := flags.Duration("delay", 500*time.Millisecond, "how long to serve on, while clients and proxies leave, before a stop; 5s behind a load balancer")
+	delay := flags.Duration("delay", 500*time.Millisecond, "how long to go on serving when a stop starts, while clients and proxies leave; 5s behind a load balancer")
 	debugAddress := flags.String("debug-addr", "", "`address` to serve profiles on as well, on 127.0.0.1 if it has no host: a port that no proxy is in front of")
 	switch err := flags.Parse(args); {
 	case errors.Is(err, flag.ErrHelp):
@@ -59,7 +59,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 		return 2
 	}
 
-	slog.SetDefault(slog.New(slog.NewJSONHandler(stderr, nil)))
+	slog.SetDefault(newLogger(stderr))
 	files, err := newFiles()
 	if err != nil {
 		slog.Error("not started", "err", err)
@@ -76,29 +76,59 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 		return 1
 	}
 
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		slog.Error("not started", "err", err)
+		return 1
+	}
 	g := conduit.NewGracefulShutdown(srv, newShutdownConfig(*delay))
 	if *debugAddress != "" {
 		profiling, err := startProfiling(*debugAddress)
 		if err != nil {
+			l.Close()
 			slog.Error("not started", "err", err)
 			return 1
 		}
 		g.RegisterHook(profiling.Shutdown) // a drain is worth looking at
 	}
 	g.RegisterHook(func(ctx context.Context) error {
-		// Hooks run after a failed start too. Where nothing was served,
-		// there is nothing to say but why.
-		if srv.Addr() != nil {
-			slog.InfoContext(ctx, "store closed", "posts", posts.len())
-		}
+		slog.InfoContext(ctx, "store closed", "posts", posts.len())
 		return nil
 	})
 	g.RegisterHook(func(context.Context) error { return files.Close() })
-	if err := g.Run(ctx, nil); err != nil {
+	scheme := "http"
+	if *certFile != "" {
+		scheme = "https"
+	}
+	slog.Info("home page", "url", homeURL(scheme, l.Addr()))
+	if err := g.Run(ctx, l); err != nil {
 		slog.Error("stopped", "err", err)
 		return 1
 	}
 	return 0
+}
+
+// newLogger returns a logger of lines in JSON. slog would write a duration in
+// nanoseconds; here it is in milliseconds, and its name says so.
+func newLogger(w io.Writer) *slog.Logger {
+	return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{
+		ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+			if a.Value.Kind() == slog.KindDuration {
+				return slog.Float64(a.Key+"_ms", float64(a.Value.Duration())/float64(time.Millisecond))
+			}
+			return a
+		},
+	}))
+}
+
+// homeURL returns the URL of the home page of a service that listens on addr,
+// for a browser on the same machine.
+func homeURL(scheme string, addr net.Addr) string {
+	host, port, _ := net.SplitHostPort(addr.String())
+	if net.ParseIP(host).IsUnspecified() {
+		host = "localhost"
+	}
+	return scheme + "://" + net.JoinHostPort(host, port) + "/"
 }
 
 // handlerTimeout is how long a request may take, streams left aside.

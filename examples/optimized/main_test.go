@@ -476,14 +476,15 @@ func TestRunServesUntilItIsStopped(t *testing.T) {
 	var requests, messages []string
 	for lines := bufio.NewScanner(r); lines.Scan(); {
 		var line struct {
-			Msg, Addr, Path string
-			RequestID       string `json:"request_id"`
+			Msg, URL, Path string
+			RequestID      string  `json:"request_id"`
+			Duration       float64 `json:"duration_ms"`
 		}
 		if err := json.Unmarshal(lines.Bytes(), &line); err != nil {
 			t.Fatalf("log: %v in %q", err, lines.Text())
 		}
 		switch line.Msg {
-		case "listening":
+		case "home page":
 			// In a goroutine, for a log that nobody reads would block it.
 			go func() {
 				defer stop()
@@ -494,7 +495,7 @@ func TestRunServesUntilItIsStopped(t *testing.T) {
 					transport := &http.Transport{Protocols: new(http.Protocols)}
 					protocol(transport.Protocols)
 					for _, path := range []string{"/health", "/api/posts"} {
-						do(t, &http.Client{Transport: transport}, newGet(t, "http://"+line.Addr+path))
+						do(t, &http.Client{Transport: transport}, newGet(t, strings.TrimSuffix(line.URL, "/")+path))
 					}
 					transport.CloseIdleConnections()
 				}
@@ -503,6 +504,9 @@ func TestRunServesUntilItIsStopped(t *testing.T) {
 			requests = append(requests, line.Path)
 			if line.RequestID == "" {
 				t.Errorf("log: %q has no request_id", lines.Text())
+			}
+			if line.Duration <= 0 || line.Duration > 10_000 {
+				t.Errorf("log: %q has no duration in milliseconds", lines.Text())
 			}
 		default:
 			messages = append(messages, line.Msg)
@@ -514,8 +518,25 @@ func TestRunServesUntilItIsStopped(t *testing.T) {
 	if got, want := fmt.Sprint(requests), "[/api/posts /api/posts]"; got != want {
 		t.Errorf("requests in the log: %s, want %s", got, want)
 	}
-	if got, want := fmt.Sprint(messages), "[draining store closed shutdown]"; got != want {
+	if got, want := fmt.Sprint(messages), "[listening draining store closed shutdown]"; got != want {
 		t.Errorf("messages in the log: %s, want %s", got, want)
+	}
+}
+
+func TestHomeURL(t *testing.T) {
+	for addr, want := range map[string]string{
+		"0.0.0.0:8080":   "http://localhost:8080/",
+		"[::]:8080":      "http://localhost:8080/",
+		"127.0.0.1:8081": "http://127.0.0.1:8081/",
+		"[::1]:8080":     "http://[::1]:8080/",
+	} {
+		a, err := net.ResolveTCPAddr("tcp", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := homeURL("http", a); got != want {
+			t.Errorf("homeURL(%s) = %s, want %s", addr, got, want)
+		}
 	}
 }
 
