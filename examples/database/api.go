@@ -25,15 +25,15 @@ const (
 	maxLimit     = 100
 )
 
-// api is the JSON API. Its queries end with their request: when the client has
-// gone, or the time is up.
+// api is the JSON API. Its queries end with their request: when the client
+// disconnects, or when the time is up.
 type api struct {
 	posts *store
 	feed  *feed
 }
 
-// serveList replies with a page of posts, newest first. The next one begins
-// before the last id of this, until one is not full.
+// serveList responds with a page of posts, newest first. The next page starts
+// before the last id of this one. The last page is not full.
 func (a *api) serveList(w http.ResponseWriter, r *http.Request) {
 	query, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil {
@@ -55,8 +55,8 @@ func (a *api) serveList(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// serveStream replies with every post there is, as an array or, with
-// ?format=ndjson, as a document a line.
+// serveStream responds with every post, in one array or, with ?format=ndjson, one
+// on a line.
 func (a *api) serveStream(w http.ResponseWriter, r *http.Request) {
 	stream := conduit.StreamJSON[post]
 	switch format := r.FormValue("format"); format {
@@ -81,7 +81,7 @@ func parameter(query url.Values, name string, fallback int64) (int64, error) {
 
 func (a *api) serveOne(w http.ResponseWriter, r *http.Request) {
 	id, err := strconv.ParseInt(r.PathValue("id"), 10, 64)
-	if err != nil && !errors.Is(err, strconv.ErrRange) { // one out of range is a number, of no post
+	if err != nil && !errors.Is(err, strconv.ErrRange) { // a number out of range is one of no post
 		writeError(w, http.StatusBadRequest, "the id must be a number")
 		return
 	}
@@ -96,8 +96,8 @@ func (a *api) serveOne(w http.ResponseWriter, r *http.Request) {
 }
 
 func (a *api) serveCreate(w http.ResponseWriter, r *http.Request) {
-	// A page of another site can send a form or plain text without asking,
-	// but not this type: browsers put a preflight request before it.
+	// A page of another site can make a browser send a form or plain text, but
+	// not this type: the browser asks first, with a preflight request.
 	mediaType, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
 	if err != nil || mediaType != "application/json" {
 		writeError(w, http.StatusUnsupportedMediaType, "the Content-Type must be application/json")
@@ -114,7 +114,7 @@ func (a *api) serveCreate(w http.ResponseWriter, r *http.Request) {
 			writeError(w, http.StatusRequestEntityTooLarge, fmt.Sprintf("a post may have %d bytes", maxDocument))
 			return
 		}
-		// The error may name addresses, so it is not passed on.
+		// The error may name addresses, which are not for the client.
 		writeError(w, http.StatusBadRequest, `the body must be one JSON object with a "title" and a "body"`)
 		return
 	}
@@ -122,13 +122,13 @@ func (a *api) serveCreate(w http.ResponseWriter, r *http.Request) {
 		writeError(w, http.StatusBadRequest, fmt.Sprintf("the title must have 1 to %d characters", maxTitle))
 		return
 	}
-	if strings.Contains(in.Title+in.Body, "\x00") { // Postgres has no text with one in it
+	if strings.Contains(in.Title+in.Body, "\x00") { // Postgres has no text with a NUL
 		writeError(w, http.StatusBadRequest, "the title and the body must have no NUL")
 		return
 	}
 
 	p, err := a.posts.add(r.Context(), in.Title, in.Body)
-	a.feed.notify() // an error, the client's leaving for one, may come after the commit
+	a.feed.notify() // also after an error, which may come after the commit
 	if err != nil {
 		a.fail(w, r, err)
 		return
@@ -137,7 +137,7 @@ func (a *api) serveCreate(w http.ResponseWriter, r *http.Request) {
 	writeJSON(w, http.StatusCreated, p)
 }
 
-// decode reads one JSON document into v and makes sure that it is the last.
+// decode reads one JSON document into v. It is an error if more follows.
 func decode(r io.Reader, v any) error {
 	d := json.NewDecoder(r)
 	d.DisallowUnknownFields()
@@ -154,23 +154,24 @@ func decode(r io.Reader, v any) error {
 	}
 }
 
-// fail answers a request that the database let down. What it says about it is
-// for the log. A reply that has begun is cut already, and this one goes nowhere.
+// fail responds to a request whose query failed. The error is for the log and not
+// for the client. If the response has started, the stream has aborted it, and
+// this one goes nowhere.
 func (a *api) fail(w http.ResponseWriter, r *http.Request, err error) {
 	level := slog.LevelError
-	if r.Context().Err() != nil { // the client has gone, or the time was up
+	if r.Context().Err() != nil { // the client has disconnected, or the time was up
 		level = slog.LevelInfo
 	}
 	conduit.Logger(r.Context()).Log(r.Context(), level, "query failed", "method", r.Method, "path", r.URL.Path, "err", err)
 	writeError(w, http.StatusInternalServerError, "internal error")
 }
 
-// writeJSON replies with v. It encodes first, so that a length can be given,
-// which spares the reply a chunk, and a write system call with it.
+// writeJSON responds with v. It encodes first, so that the response has a length.
+// net/http sends no chunks then, which spares a system call.
 func writeJSON(w http.ResponseWriter, status int, v any) {
 	body, err := json.Marshal(v)
 	if err != nil {
-		panic(err) // a type that cannot be encoded: Recovery answers and logs it
+		panic(err) // a type that cannot be encoded: Recovery responds and logs it
 	}
 	body = append(body, '\n')
 	h := w.Header()
@@ -181,7 +182,7 @@ func writeJSON(w http.ResponseWriter, status int, v any) {
 	w.Write(body)
 }
 
-// apiError is the body of every reply of the API that is an error.
+// apiError is the body of each response of the API that is an error.
 type apiError struct {
 	Error string `json:"error"`
 }
@@ -190,9 +191,9 @@ func writeError(w http.ResponseWriter, status int, message string) {
 	writeJSON(w, status, apiError{message})
 }
 
-// unmatched answers what no route of mux below its own pattern takes. The mux
-// would do it in plain text; this says the same in JSON: 405 with Allow where
-// another method has a route, 404 where none has.
+// unmatched responds to requests below its own pattern that no other route of mux
+// matches. The mux would respond in plain text, unmatched does in JSON: with 405
+// and Allow if there is a route for another method, with 404 if there is none.
 func unmatched(mux *http.ServeMux) http.Handler {
 	methods := []string{
 		http.MethodGet, http.MethodHead, http.MethodPost,

@@ -16,26 +16,25 @@ import (
 	"example.com/conduit"
 )
 
-// feed tells every open page of new posts. The table is its only source: what
-// wakes it, a post of its own instance, a notification of another, or a
-// connection that is back, only says that it is time to read on. So every
-// instance publishes the same events with the same ids, those of the posts, in
-// the same order, and a page may come back to any of them.
+// feed sends new posts to every open page. The table is its only source. A post of
+// its own instance, a notification of another, or a new connection only wakes it:
+// it then reads on in the table. So every instance publishes the same events, with
+// the ids of the posts, in the same order, and a page may reconnect to any.
 type feed struct {
 	posts  *store
 	broker *conduit.SSEBroker
-	wake   chan struct{} // has room for one: two say no more than one
+	wake   chan struct{} // has room for one: a second would add nothing
 
-	mu   sync.Mutex // guards last, and is held while what follows it is published
-	last int64      // the newest post that was published
+	mu   sync.Mutex // guards last, and is held while newer posts are published
+	last int64      // the id of the newest post that was published
 
 	cancel context.CancelFunc
 	ended  sync.WaitGroup
 }
 
-// newFeed returns a feed that has published the newest posts already: a page
-// that was with another instance, or with this one before a restart, gets what
-// it missed.
+// newFeed returns a feed that has already published the newest posts. A page that
+// was connected to another instance, or to this one before a restart, gets the
+// posts that it missed.
 func newFeed(ctx context.Context, posts *store, replay int) (*feed, error) {
 	f := &feed{
 		posts:  posts,
@@ -65,7 +64,7 @@ func (f *feed) stop(context.Context) error {
 	return f.broker.Close()
 }
 
-// notify says that there may be new posts. It waits for nothing.
+// notify says that there may be new posts. It does not wait.
 func (f *feed) notify() {
 	select {
 	case f.wake <- struct{}{}:
@@ -73,7 +72,7 @@ func (f *feed) notify() {
 	}
 }
 
-// follow publishes what is new whenever it is woken.
+// follow publishes the new posts each time that it is woken.
 func (f *feed) follow(ctx context.Context) {
 	var b backoff
 	for {
@@ -117,10 +116,10 @@ func (f *feed) catchUp(ctx context.Context) error {
 
 // ServeHTTP sends a page the posts that it missed, and new ones as they come.
 func (f *feed) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	// A page that comes from another instance may know more than this one,
-	// whose notification is still on its way. It would be told of a gap, and of
-	// the post again. Whoever invents an id costs one look into an index, and
-	// waits for those of others.
+	// A page that comes from another instance may know a newer post than this
+	// instance, whose notification is still on its way. Without catching up, the
+	// page would get a gap, and the post again. An invented id costs one look
+	// into an index, and such requests wait for each other.
 	last := cmp.Or(r.Header.Get("Last-Event-ID"), r.URL.Query().Get("lastEventId"))
 	id, err := strconv.ParseInt(last, 10, 64)
 	if err == nil && f.lags(id) {
@@ -137,8 +136,8 @@ func (f *feed) lags(id int64) bool {
 	return f.last < id
 }
 
-// listen wakes the feed when Postgres says that there are new posts. When the
-// connection is lost it makes another, and what came meanwhile is in the table.
+// listen wakes the feed when Postgres says that there are new posts. When it loses
+// the connection it makes another; posts of the time between are in the table.
 func (f *feed) listen(ctx context.Context, cfg *pgx.ConnConfig) {
 	var b backoff
 	for {
@@ -151,7 +150,7 @@ func (f *feed) listen(ctx context.Context, cfg *pgx.ConnConfig) {
 	}
 }
 
-// hear listens on one connection until it is lost.
+// hear listens on one connection until that fails.
 func (f *feed) hear(ctx context.Context, cfg *pgx.ConnConfig, connected func()) error {
 	dialing, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
@@ -166,7 +165,7 @@ func (f *feed) hear(ctx context.Context, cfg *pgx.ConnConfig, connected func()) 
 	connected()
 	slog.Info("listening for posts of other instances")
 	for {
-		// At the beginning for what came while nobody listened.
+		// The first time for posts that were made before the LISTEN.
 		f.notify()
 		if err := waitForNotification(ctx, conn); err != nil {
 			return err
@@ -174,9 +173,9 @@ func (f *feed) hear(ctx context.Context, cfg *pgx.ConnConfig, connected func()) 
 	}
 }
 
-// waitForNotification returns at the next notification, or when the connection
-// has been quiet for a while and is still good. One whose other end has gone
-// without a word is as quiet as one on which nothing happens.
+// waitForNotification returns at the next notification, or after 30 quiet seconds
+// if the connection still works. It has to ask: a connection whose other end has
+// vanished is as quiet as one without notifications.
 func waitForNotification(ctx context.Context, conn *pgx.Conn) error {
 	quiet, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
@@ -189,17 +188,17 @@ func waitForNotification(ctx context.Context, conn *pgx.Conn) error {
 	return conn.Ping(asking)
 }
 
-// closeWithin says goodbye, and does not wait long for the answer: the other
-// end may be gone.
+// closeWithin closes the connection in a bounded time: the other end may not
+// respond.
 func closeWithin(d time.Duration, conn *pgx.Conn) {
 	ctx, cancel := context.WithTimeout(context.Background(), d)
 	defer cancel()
 	conn.Close(ctx)
 }
 
-// backoff spaces attempts that fail: 100 milliseconds, then twice as long each
-// time up to 10 seconds, each a random part shorter so that instances do not
-// come all at once.
+// backoff waits between attempts that fail: 100 milliseconds, then twice as long
+// each time, up to 10 seconds. A random part of that, up to half, is left out, so
+// that instances do not try all at once.
 type backoff struct{ failed int }
 
 func (b *backoff) reset() { b.failed = 0 }

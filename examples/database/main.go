@@ -1,17 +1,17 @@
-// Database is a service that keeps its posts in a database: SQLite, in a file
-// that it makes itself, or Postgres if DATABASE_URL is set. Every open page
-// shows a new post at once, whichever instance of the service it was sent to,
-// and one that lost its connection misses none.
+// Database is a service that keeps its posts in a database: in a SQLite file that
+// it makes itself, or in Postgres if DATABASE_URL is set. Every open page shows a
+// new post at once, whichever instance received it. A page that lost its
+// connection misses none.
 //
 //	cd examples/database
 //	go run .
-//	curl localhost:8080/api/posts --json '{"title": "Hello"}'
+//	curl localhost:8080/api/posts -H 'Content-Type: application/json' -d '{"title": "Hello"}'
 //	curl localhost:8080/api/posts
 //	curl localhost:8080/api/posts/stream
 //	curl -N localhost:8080/api/events
 //
-// As many instances as one likes may share a Postgres. A SQLite file is for
-// one: two that open the same do not tell each other of new posts.
+// Any number of instances may share a Postgres. A SQLite file is for one: two that
+// open the same file do not tell each other of new posts.
 //
 //	DATABASE_URL=postgres://user:password@localhost/posts go run . -addr :8081
 //	DATABASE_URL=postgres://user:password@localhost/posts go run . -addr :8082
@@ -36,9 +36,8 @@ func main() {
 	os.Exit(run(context.Background(), os.Args[1:], os.Getenv, os.Stderr))
 }
 
-// run serves until a signal comes or ctx ends and returns the exit status: 0
-// after a clean shutdown, 2 for flags that make no sense, 1 for all else that
-// goes wrong.
+// run serves until a signal comes or ctx ends. It returns the exit status: 0 after
+// a clean shutdown, 2 for wrong flags, 1 for any other error.
 func run(ctx context.Context, args []string, getenv func(string) string, stderr io.Writer) int {
 	address := ":8080"
 	if port := getenv("PORT"); port != "" {
@@ -46,8 +45,8 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 	}
 	flags := flag.NewFlagSet("database", flag.ContinueOnError)
 	flags.SetOutput(stderr)
-	flags.StringVar(&address, "addr", address, "`address` to listen on; PORT in the environment sets the port of the default")
-	file := flags.String("db", "posts.db", "SQLite `file`, made if it is not there; DATABASE_URL in the environment, that of a Postgres, is used instead of any")
+	flags.StringVar(&address, "addr", address, "`address` to listen on; PORT in the environment changes the default")
+	file := flags.String("db", "posts.db", "SQLite `file`, made if it does not exist; DATABASE_URL in the environment, the URL of a Postgres, replaces it")
 	delay := flags.Duration("delay", 500*time.Millisecond, "how long to go on serving when a stop starts, while clients and proxies leave; 5s behind a load balancer")
 	switch err := flags.Parse(args); {
 	case errors.Is(err, flag.ErrHelp):
@@ -74,8 +73,8 @@ type service struct {
 	address string
 	delay   time.Duration // of a shutdown
 	file    string        // of SQLite
-	url     string        // of Postgres, which is used if it is set
-	replay  int           // posts that a page may have missed and is sent again
+	url     string        // of Postgres; if it is set, file is not used
+	replay  int           // posts that a page may miss and still get
 }
 
 // newLogger returns a logger of lines in JSON. slog would write a duration in
@@ -101,7 +100,7 @@ func homeURL(scheme string, addr net.Addr) string {
 	return scheme + "://" + net.JoinHostPort(host, port) + "/"
 }
 
-// handlerTimeout is how long a request may take, events left aside.
+// handlerTimeout is how long a request may take. Streams may take longer.
 const handlerTimeout = 30 * time.Second
 
 // newShutdownConfig makes a shutdown wait for any request that may be open.
@@ -114,13 +113,13 @@ func newShutdownConfig(delay time.Duration) *conduit.ShutdownConfig {
 	return cfg
 }
 
-// startTimeout bounds what comes before the first request: connections,
-// migrations, the newest posts.
+// startTimeout bounds the work before the first request: connections, migrations,
+// the newest posts.
 const startTimeout = 30 * time.Second
 
-// run serves on l, or on the address if l is nil, until a signal comes or ctx
-// ends. The order of the end is that of a stack: requests, files, events, and
-// last the database that all of them may use.
+// run serves on l, or on the address if l is nil, until a signal comes or ctx ends.
+// Requests end first, then files, then events, and last the database, which all of
+// them may use.
 func (s service) run(ctx context.Context, l net.Listener) error {
 	starting, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
@@ -182,7 +181,7 @@ func newHandler(posts *store, feed *feed, files *conduit.FileServer, profiler *c
 	mux.HandleFunc("GET /api/posts/{id}", api.serveOne)
 	mux.Handle("GET /api/events", feed)
 	mux.Handle("/api/", unmatched(mux))
-	profiler.Enable(mux) // for this machine alone: a proxy on it must not lead here
+	profiler.Enable(mux) // for this machine only: a proxy on it must not lead here
 
 	return conduit.Chain(
 		conduit.RequestID(),
@@ -196,8 +195,8 @@ func newHandler(posts *store, feed *feed, files *conduit.FileServer, profiler *c
 	)(mux)
 }
 
-// isRoutine reports whether r is one of those that a load balancer, or the page
-// of live statistics, sends every second and nobody wants to read about.
+// isRoutine reports whether r is a request that a load balancer, or the page of
+// live charts, sends every second. They would fill the log.
 func isRoutine(r *http.Request) bool {
 	return r.Method == http.MethodGet && (r.URL.Path == "/health" || r.URL.Path == "/debug/pprof/stats")
 }

@@ -28,13 +28,13 @@ import (
 	"example.com/conduit"
 )
 
-// engines are the databases that every promise of the service is kept on.
+// engines are the databases on which the service keeps each promise.
 var engines = []struct {
 	name       string
 	newService func(t *testing.T) service
 }{
 	{"SQLite", func(t *testing.T) service {
-		// A name that would not do in the middle of a URL.
+		// A name that needs escaping in a URL.
 		return service{file: filepath.Join(t.TempDir(), "100% sure?.db"), replay: 256}
 	}},
 	{"Postgres", func(t *testing.T) service { return service{url: newDatabase(t), replay: 256} }},
@@ -46,7 +46,7 @@ func eachEngine(t *testing.T, test func(t *testing.T, s service)) {
 	}
 }
 
-func TestReplies(t *testing.T) {
+func TestResponses(t *testing.T) {
 	const jsonType = "application/json"
 	long := strings.Repeat("é", maxTitle)
 	tests := []struct {
@@ -55,7 +55,7 @@ func TestReplies(t *testing.T) {
 		contentType  string // of the request
 		body         string
 		status       int
-		wantType     string // of the reply
+		wantType     string // of the response
 		want         string // in its body
 		header       [2]string
 	}{
@@ -175,7 +175,7 @@ func TestHomePageLinksWork(t *testing.T) {
 	}
 }
 
-// What is read is what was written, page for page and as a stream.
+// Pages and streams have each post that was made.
 func TestEveryPostIsFoundOnce(t *testing.T) {
 	eachEngine(t, func(t *testing.T, s service) {
 		in := start(t, s)
@@ -225,8 +225,8 @@ func TestEveryPostIsFoundOnce(t *testing.T) {
 	})
 }
 
-// Clients that leave in the middle, more of them than the pool has
-// connections, take none with them.
+// Clients that disconnect halfway, more than the pool has connections, cost it
+// none.
 func TestConnectionsComeBackFromAbandonedStreams(t *testing.T) {
 	eachEngine(t, func(t *testing.T, s service) {
 		in := start(t, s)
@@ -252,11 +252,11 @@ func TestConnectionsComeBackFromAbandonedStreams(t *testing.T) {
 	})
 }
 
-// A query that is cut short is an error, and not the end of the posts; one that
-// nobody reads to its end lets go of its connection.
+// A query that fails halfway is an error, and not the end of the posts. One that is
+// not read to its end returns its connection.
 func TestQueriesEndWithTheirLoops(t *testing.T) {
 	eachEngine(t, func(t *testing.T, s service) {
-		store, err := s.open(t.Context()) // with nobody else who asks
+		store, err := s.open(t.Context()) // which no feed queries
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -304,8 +304,8 @@ func TestQueriesEndWithTheirLoops(t *testing.T) {
 	})
 }
 
-// Every page that is open has a new post, under the id of the post, and one
-// that comes back has what it missed, from a new process too.
+// Every open page gets a new post, with the id of the post. A page that reconnects
+// gets the posts that it missed, from a new process too.
 func TestNewPostReachesEveryOpenPage(t *testing.T) {
 	eachEngine(t, func(t *testing.T, s service) {
 		in := start(t, s)
@@ -329,8 +329,8 @@ func TestNewPostReachesEveryOpenPage(t *testing.T) {
 	})
 }
 
-// A page that missed more than is kept is told so, as is one whose id never
-// was.
+// A page that missed more than is kept gets a gap, as does one with an id that
+// never was.
 func TestPageThatMissedTooMuchIsToldOfAGap(t *testing.T) {
 	eachEngine(t, func(t *testing.T, s service) {
 		s.replay = 3
@@ -358,7 +358,7 @@ func TestPageThatMissedTooMuchIsToldOfAGap(t *testing.T) {
 	})
 }
 
-// The name of a file is not that of another, and no setting.
+// A file has the name that was asked for: no part of it is a setting.
 func TestSQLiteFileHasItsName(t *testing.T) {
 	for _, name := range []string{"posts.db", "100% sure?.db", "a#b&c=d.db", "é %41.db"} {
 		file := filepath.Join(t.TempDir(), name)
@@ -435,7 +435,7 @@ func TestInstancesMigrateTogether(t *testing.T) {
 			t.Errorf("%d posts, %v, want 5", n, err)
 		}
 
-		// A step that comes later is taken once too.
+		// A later step is taken once too.
 		lock := ""
 		if s.url != "" {
 			lock = postgresMigrationLock
@@ -449,7 +449,7 @@ func TestInstancesMigrateTogether(t *testing.T) {
 		}
 		opened.Wait()
 
-		// A program that does not know what a newer one did would do harm.
+		// An older program must refuse a database of a newer one.
 		if _, err := posts.db.Exec("INSERT INTO migrations (version) VALUES (99)"); err != nil {
 			t.Fatal(err)
 		}
@@ -479,14 +479,14 @@ func TestMigrationThatFailsLeavesNothing(t *testing.T) {
 	})
 }
 
-// A page that is with one instance has the posts of all, however they came
+// A page that is connected to one instance gets the posts of all, however they came
 // into the table.
 func TestPostReachesThePagesOfTheOtherInstance(t *testing.T) {
 	s := service{url: newDatabase(t), replay: 256}
 	a, b := start(t, s), start(t, s)
 	atA, atB := a.open(t, ""), b.open(t, "")
 	byHand := administrate(t, databaseName(s.url))
-	for range 3 { // an instance that has only just begun to listen looks by itself
+	for range 3 { // an instance that has just started to listen looks by itself
 		first := a.create(t, "at a")
 		atA.want(t, first)
 		atB.want(t, first)
@@ -500,8 +500,8 @@ func TestPostReachesThePagesOfTheOtherInstance(t *testing.T) {
 	}
 }
 
-// A page goes from instance to instance while posts are made at both, and sees
-// each once, in order.
+// A page moves from instance to instance while posts are made at both, and gets each
+// once, in order.
 func TestPageThatMovesBetweenInstancesMissesNothing(t *testing.T) {
 	const workers, each = 6, 40
 	s := service{url: newDatabase(t), replay: workers * each}
@@ -536,8 +536,7 @@ func TestPageThatMovesBetweenInstancesMissesNothing(t *testing.T) {
 	}
 }
 
-// Post 2 is not there before post 1: a page that had seen it would never be
-// sent the other.
+// Post 2 is not visible before post 1: a page that has seen 2 would never get 1.
 func TestPostsBecomeVisibleInTheirOrder(t *testing.T) {
 	s := service{url: newDatabase(t), replay: 256}
 	in := start(t, s)
@@ -566,15 +565,14 @@ func TestPostsBecomeVisibleInTheirOrder(t *testing.T) {
 	page.want(t, "1", id)
 }
 
-// What comes while an instance does not listen is not lost, nor is the
-// instance.
+// An instance that loses its listening connection misses no post.
 func TestLostListenerMissesNothing(t *testing.T) {
 	s := service{url: newDatabase(t), replay: 256}
 	a, b := start(t, s), start(t, s)
 	page := a.open(t, "")
 	page.want(t, b.create(t, "before"))
 
-	// Nobody gets a new connection until a post was made.
+	// No new connection is possible until a post was made.
 	admin := administrate(t, "postgres")
 	name := databaseName(s.url)
 	byHand := administrate(t, name)
@@ -591,7 +589,7 @@ func TestLostListenerMissesNothing(t *testing.T) {
 	page.want(t, b.create(t, "after"))
 }
 
-// Every connection is dead, and the service is as well as the database.
+// A restart of the database ends every connection. The service recovers with it.
 func TestServiceOutlivesARestartOfTheDatabase(t *testing.T) {
 	s := service{url: newDatabase(t), replay: 256}
 	in := start(t, s)
@@ -613,7 +611,7 @@ func TestServiceOutlivesARestartOfTheDatabase(t *testing.T) {
 	page.want(t, in.create(t, "after"))
 }
 
-// A page may have a post of another instance before this one has heard of it.
+// A page may have a post of another instance before this one has read it.
 func TestPageKnowsMoreThanItsInstance(t *testing.T) {
 	s := service{url: newDatabase(t), replay: 256}
 	deaf := assemble(t, s) // its feed is not started
@@ -690,7 +688,7 @@ func TestStopLeavesARequestItsTime(t *testing.T) {
 }
 
 // postAcrossTheDrain sends the head of a request, calls stop, and sends the
-// body once the server drains. It returns the status line of the reply.
+// body once the server drains. It returns the status line of the response.
 func postAcrossTheDrain(t *testing.T, addr string, stop func(), draining <-chan struct{}) string {
 	conn, err := net.Dial("tcp", addr)
 	if err != nil {
@@ -756,7 +754,7 @@ func TestRunThatCannotServe(t *testing.T) {
 			getenv := func(name string) string {
 				return map[string]string{"PORT": tt.port, "DATABASE_URL": tt.url}[name]
 			}
-			// Only a service that starts after all gets to see the end of it.
+			// It ends only for a service that starts in spite of all.
 			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 			defer cancel()
 			if got := run(ctx, tt.args, getenv, &stderr); got != tt.status {
@@ -777,8 +775,8 @@ func TestRunThatCannotServe(t *testing.T) {
 	}
 }
 
-// instance is a service on a port of its own that starts and stops without the
-// courtesy to clients which service.run has.
+// instance is a service on a port of its own that starts and stops at once, with no
+// drain.
 type instance struct {
 	url   string
 	posts *store
@@ -849,14 +847,14 @@ func (in *instance) create(t *testing.T, title string) string {
 	return strconv.FormatInt(p.ID, 10)
 }
 
-// page is what a browser has of the events.
+// page reads events as a browser does.
 type page struct {
 	lines *bufio.Scanner
 	close func()
 }
 
-// open opens the events as a browser does that has seen last. It returns once
-// they are open: what is made from now on must come.
+// open opens the events as a browser that has seen last. It returns once they are
+// open: posts that are made from now on must come.
 func (in *instance) open(t *testing.T, last string) *page {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
@@ -943,8 +941,8 @@ func newGet(t *testing.T, url string) *http.Request {
 	return req
 }
 
-// do returns the reply and its whole body. It may be called from any
-// goroutine, which is why it does not end the test.
+// do returns the response and its whole body. It does not end the test, so that
+// any goroutine may call it.
 func do(t *testing.T, req *http.Request) (*http.Response, string) {
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
@@ -959,8 +957,8 @@ func do(t *testing.T, req *http.Request) (*http.Response, string) {
 	return resp, string(body)
 }
 
-// keepDefaultLogger restores what run changes. Package log follows when
-// slog.SetDefault is given a handler, but does not follow back.
+// keepDefaultLogger restores the loggers that run changes. slog.SetDefault changes
+// package log too, and does not change it back.
 func keepDefaultLogger(t *testing.T) {
 	logger, output, flags := slog.Default(), log.Writer(), log.Flags()
 	t.Cleanup(func() {

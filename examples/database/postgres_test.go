@@ -23,14 +23,14 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	time.Local = time.FixedZone("anywhere", 3*60*60) // the zone of a machine is not that of its replies
+	time.Local = time.FixedZone("anywhere", 3*60*60) // responses are in UTC on any machine
 	status := m.Run()
 	stopPostgres()
 	os.Exit(status)
 }
 
-// newDatabase returns the URL of an empty database of a Postgres that is
-// started for the first test that wants one.
+// newDatabase returns the URL of an empty database. The first call starts the
+// Postgres that it is on.
 func newDatabase(t *testing.T) string {
 	t.Helper()
 	admin := administrate(t, "postgres")
@@ -45,7 +45,7 @@ func databaseURL(name string) string {
 	return fmt.Sprintf("postgres://postgres@127.0.0.1:%s/%s?sslmode=disable", postgresPort, name)
 }
 
-// databaseName is that of a URL of databaseURL.
+// databaseName returns the name in a URL of databaseURL.
 func databaseName(url string) string {
 	_, path, _ := strings.Cut(url, "127.0.0.1:"+postgresPort+"/")
 	name, _, _ := strings.Cut(path, "?")
@@ -91,7 +91,7 @@ var startPostgres = sync.OnceValue(func() error {
 	}
 	stopPostgres = func() { os.RemoveAll(dir) }
 	as := new(syscall.SysProcAttr)
-	if os.Geteuid() == 0 { // as whom it refuses to run
+	if os.Geteuid() == 0 { // Postgres refuses to run as root
 		if as.Credential, err = own(dir, "postgres"); err != nil {
 			return err
 		}
@@ -107,8 +107,8 @@ var startPostgres = sync.OnceValue(func() error {
 	if postgresPort, err = freePort(); err != nil {
 		return err
 	}
-	// The shell ends the server when its own input ends: however this process
-	// does, nothing is left behind.
+	// The shell ends the server when its own input ends, so that nothing is left
+	// however this process ends.
 	server := exec.Command("sh", "-c", `"$@" </dev/null & read -r end; kill -INT $!; wait; rm -rf "$0"`, dir,
 		filepath.Join(bin, "postgres"), "-D", data, "-k", dir, "-p", postgresPort, "-F",
 		"-c", "listen_addresses=127.0.0.1", "-c", "synchronous_commit=off", "-c", "full_page_writes=off")
@@ -141,8 +141,8 @@ var startPostgres = sync.OnceValue(func() error {
 	return fmt.Errorf("postgres did not start:\n%s", &said)
 })
 
-// findPostgres returns the directory of the programs, the newest of those that
-// Debian keeps beside each other.
+// findPostgres returns the directory of the programs: the newest, where Debian has
+// several.
 func findPostgres() (string, error) {
 	found, _ := filepath.Glob("/usr/lib/postgresql/*/bin/initdb")
 	if len(found) > 0 {
@@ -155,11 +155,11 @@ func findPostgres() (string, error) {
 	return filepath.Dir(path), nil
 }
 
-// own gives the directory to a user and returns what runs programs as them.
+// own gives the directory to a user and returns the credential to run programs as.
 func own(dir, name string) (*syscall.Credential, error) {
 	u, err := user.Lookup(name)
 	if err != nil {
-		return nil, fmt.Errorf("Postgres does not run as root, and there is nobody else to run it: %w", err)
+		return nil, fmt.Errorf("Postgres does not run as root, and there is no other user to run it: %w", err)
 	}
 	uid, err := strconv.Atoi(u.Uid)
 	if err != nil {

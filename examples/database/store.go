@@ -25,23 +25,22 @@ type post struct {
 	CreatedAt time.Time `json:"created_at"`
 }
 
-// store keeps the posts. It promises one thing that feed lives by: whoever sees
-// a post sees every post with a smaller id as well.
+// store keeps the posts. The feed relies on one promise: a query that sees a post
+// sees every post with a smaller id.
 type store struct {
 	db     *sql.DB
 	pool   *conduit.DatabaseConfig
 	place  string          // where the posts are, for the log
-	listen *pgx.ConnConfig // to hear of posts of other instances; nil on SQLite
+	listen *pgx.ConnConfig // to listen for posts of other instances; nil on SQLite
 
 	older, newer, oldest, one, create *sql.Stmt
 }
 
-// sqliteMigrations and postgresMigrations make the tables. What was released is
-// never changed: the next step goes below it.
+// sqliteMigrations and postgresMigrations make the tables. A released step never
+// changes: the next one goes below it.
 var sqliteMigrations = []string{
-	// AUTOINCREMENT, for the id of a post that was deleted must not come again.
-	// SQLite has one writer at a time, and with it ids that become visible in
-	// their order.
+	// With AUTOINCREMENT, the id of a deleted post does not come again. SQLite
+	// has one writer at a time, so ids become visible in their order.
 	`CREATE TABLE posts (
 		id         INTEGER PRIMARY KEY AUTOINCREMENT,
 		title      TEXT NOT NULL,
@@ -51,13 +50,11 @@ var sqliteMigrations = []string{
 }
 
 var postgresMigrations = []string{
-	// A sequence gives ids in the order in which they are asked for, and
-	// transactions commit in another: post 8 may be there before post 7, a page
-	// that has seen 8 asks for what is newer, and never gets 7. So inserts take
-	// turns. The lock is taken before the first id and let go only once the rows
-	// are visible, whoever inserts, through the service or by hand. Nobody waits
-	// longer than for the commits before it; a transaction that inserts should
-	// end soon.
+	// A sequence gives ids in one order, and transactions commit in another. Post
+	// 8 may be visible before post 7: a page that has seen 8 asks for newer posts,
+	// and never gets 7. So inserts take turns, those of the service and those by
+	// hand. The lock is taken before the first id, and released once the rows are
+	// visible. A transaction that inserts should end soon: others wait for it.
 	//
 	// The notification is part of the transaction: it goes out if the rows do.
 	// It carries nothing, for what is new is in the table.
@@ -83,18 +80,18 @@ var postgresMigrations = []string{
 		FOR EACH STATEMENT EXECUTE FUNCTION posts_notify();`,
 }
 
-// postgresMigrationLock has instances that start together take turns.
+// postgresMigrationLock makes instances that start together take turns.
 const postgresMigrationLock = "SELECT pg_advisory_xact_lock(0)"
 
-// openSQLite opens the database in a file, which it makes if it is not there.
+// openSQLite opens the database in a file, which it makes if it does not exist.
 func openSQLite(ctx context.Context, file string) (*store, error) {
 	if file == "" || file == ":memory:" {
 		// Each connection of the pool would have a database of its own.
 		return nil, fmt.Errorf("sqlite: %q is not a file", file)
 	}
-	// Readers do not wait for the writer with a write-ahead log. Writers wait
-	// for each other, 5 seconds at most, and a transaction that will write says
-	// so at its begin, for one that has read cannot wait any more.
+	// With a write-ahead log, readers do not wait for the writer. Writers wait
+	// for each other, 5 seconds at most. A transaction that will write says so
+	// at its start: after a read it could not wait any more.
 	settings := url.Values{
 		"_pragma":      {"busy_timeout(5000)", "journal_mode(WAL)", "synchronous(NORMAL)", "foreign_keys(1)"},
 		"_txlock":      {"immediate"},
@@ -107,8 +104,8 @@ func openSQLite(ctx context.Context, file string) (*store, error) {
 	}
 	s := &store{db: db, place: "SQLite: " + file, pool: &conduit.DatabaseConfig{
 		DB: db,
-		// More connections would only wait for the same file. They are cheap to
-		// keep, and no failover makes them old.
+		// More connections would only wait for the same file. These are cheap to
+		// keep, and no failover makes them useless.
 		MaxOpenConns:    8,
 		ConnMaxLifetime: -1,
 		ConnMaxIdleTime: -1,
@@ -119,9 +116,8 @@ func openSQLite(ctx context.Context, file string) (*store, error) {
 	return s, nil
 }
 
-// openPostgres opens the database of a URL or of settings as libpq knows them.
-// A pooler between here and there must be in session mode: LISTEN needs a
-// connection of its own.
+// openPostgres opens the database of a URL, or of settings as libpq has them. A
+// pooler in between must be in session mode: LISTEN needs a connection of its own.
 func openPostgres(ctx context.Context, dsn string) (*store, error) {
 	cfg, err := pgx.ParseConfig(dsn)
 	if err != nil {
@@ -130,8 +126,8 @@ func openPostgres(ctx context.Context, dsn string) (*store, error) {
 	db := stdlib.OpenDB(*cfg)
 	s := &store{db: db, place: "Postgres: " + cfg.Database + " at " + cfg.Host, listen: cfg, pool: &conduit.DatabaseConfig{
 		DB: db,
-		// Postgres takes 100 connections, those of all instances together. As
-		// many stay idle as may be open, or a burst would dial them anew.
+		// Postgres allows 100 connections, for all instances together. All that are
+		// open may stay idle, or each burst would dial again.
 		MaxOpenConns: 20,
 		MaxIdleConns: 20,
 	}}
@@ -141,8 +137,8 @@ func openPostgres(ctx context.Context, dsn string) (*store, error) {
 	return s, nil
 }
 
-// prepare brings the database to where it is of use: bounded and warm, with its
-// tables and statements. lock keeps other instances from doing the same.
+// prepare bounds the pool, makes the tables, prepares the statements and opens the
+// first connections. lock keeps other instances from migrating at the same time.
 func (s *store) prepare(ctx context.Context, migrations []string, lock string) error {
 	if err := s.pool.Apply(); err != nil {
 		return err
@@ -168,7 +164,7 @@ func (s *store) prepare(ctx context.Context, migrations []string, lock string) e
 	return s.pool.Warm(ctx, 4)
 }
 
-// migrate takes the steps that the database has not seen, all or none.
+// migrate takes the steps that the database does not have yet, all or none.
 func migrate(ctx context.Context, db *sql.DB, migrations []string, lock string) error {
 	tx, err := db.BeginTx(ctx, nil)
 	if err != nil {
@@ -222,10 +218,10 @@ func (s *store) list(ctx context.Context, before int64, limit int) iter.Seq2[pos
 	return rows(ctx, s.older, before, limit)
 }
 
-// all yields every post, newest first, a page after the other: between pages
-// the connection is anybody's, and no transaction stays open for as long as a
-// slow client takes. Posts that are made meanwhile shift nothing, for a page
-// begins at an id and not at an offset.
+// all yields every post, newest first. It reads a page at a time: between pages
+// the connection is back in the pool, and no transaction stays open for as long as
+// a slow client takes. Posts that are made meanwhile shift nothing, since a page
+// starts at an id and not at an offset.
 func (s *store) all(ctx context.Context) iter.Seq2[post, error] {
 	return func(yield func(post, error) bool) {
 		for before, n := int64(math.MaxInt64), maxLimit; n == maxLimit; {
@@ -246,8 +242,8 @@ func (s *store) since(ctx context.Context, after int64) iter.Seq2[post, error] {
 	return rows(ctx, s.newer, after)
 }
 
-// beforeNewest returns the id after which there are the n newest posts; 0 if
-// there are no more than these.
+// beforeNewest returns the id before the n newest posts, or 0 if there are no more
+// than n.
 func (s *store) beforeNewest(ctx context.Context, n int) (id int64, err error) {
 	err = s.oldest.QueryRowContext(ctx, n).Scan(&id)
 	if errors.Is(err, sql.ErrNoRows) {
@@ -256,9 +252,8 @@ func (s *store) beforeNewest(ctx context.Context, n int) (id int64, err error) {
 	return id, err
 }
 
-// rows yields the posts that a statement finds as the database sends them. An
-// error is the last that it yields. The connection is given back when the loop
-// ends, however it does.
+// rows yields the posts of a query as the database sends them. An error is the last
+// element. The connection returns to the pool when the loop ends, however it ends.
 func rows(ctx context.Context, statement *sql.Stmt, args ...any) iter.Seq2[post, error] {
 	return func(yield func(post, error) bool) {
 		rows, err := statement.QueryContext(ctx, args...)

@@ -7,12 +7,12 @@ import (
 	"strings"
 )
 
-// writeJSON replies with v. It encodes first, so that a length can be given,
-// which spares the reply a chunk, and a write system call with it.
+// writeJSON responds with v. It encodes first, so that the response has a length.
+// net/http sends no chunks then, which spares a system call.
 func writeJSON(w http.ResponseWriter, status int, v any) {
 	body, err := json.Marshal(v)
 	if err != nil {
-		panic(err) // a type that cannot be encoded: Recovery answers and logs it
+		panic(err) // a type that cannot be encoded: Recovery responds and logs it
 	}
 	body = append(body, '\n')
 	h := w.Header()
@@ -23,7 +23,7 @@ func writeJSON(w http.ResponseWriter, status int, v any) {
 	w.Write(body)
 }
 
-// apiError is the body of every reply of the API that is an error.
+// apiError is the body of each response of the API that is an error.
 type apiError struct {
 	Error string `json:"error"`
 }
@@ -32,9 +32,9 @@ func writeError(w http.ResponseWriter, status int, message string) {
 	writeJSON(w, status, apiError{message})
 }
 
-// unmatched answers what no route of mux below its own pattern takes. The mux
-// would do it in plain text; this says the same in JSON: 405 with Allow where
-// another method has a route, 404 where none has.
+// unmatched responds to requests below its own pattern that no other route of mux
+// matches. The mux would respond in plain text, unmatched does in JSON: with 405
+// and Allow if there is a route for another method, with 404 if there is none.
 func unmatched(mux *http.ServeMux) http.Handler {
 	methods := []string{
 		http.MethodGet, http.MethodHead, http.MethodPost,

@@ -1,12 +1,12 @@
-// Optimized is a service as one would run it in production: a small JSON API
-// with streams and events, and a page with its files, embedded, that shows them
-// as they come; all of it behind the whole chain of middleware;
-// HTTP/2, TLS that is renewed without a restart, structured logs, profiles and
-// statistics for whoever is on the machine, and a shutdown that loses no request.
+// Optimized is a service as one would run it in production: a small JSON API with
+// streams and events, and a page that shows new posts as they are made. All of it
+// is behind the whole chain of middleware. It has HTTP/2, TLS that is renewed
+// without a restart, structured logs, profiles for its own machine, and a shutdown
+// that loses no request.
 //
 //	go run ./examples/optimized
 //	curl localhost:8080/api/posts
-//	curl localhost:8080/api/posts --json '{"title": "Hello"}'
+//	curl localhost:8080/api/posts -H 'Content-Type: application/json' -d '{"title": "Hello"}'
 //	curl localhost:8080/api/posts/stream
 //	curl -N localhost:8080/api/events
 //	curl --compressed localhost:8080/static/
@@ -32,9 +32,8 @@ func main() {
 	os.Exit(run(context.Background(), os.Args[1:], os.Getenv, os.Stderr))
 }
 
-// run serves until a signal comes or ctx ends and returns the exit status: 0
-// after a clean shutdown, 2 for flags that make no sense, 1 for all else that
-// goes wrong.
+// run serves until a signal comes or ctx ends. It returns the exit status: 0 after
+// a clean shutdown, 2 for wrong flags, 1 for any other error.
 func run(ctx context.Context, args []string, getenv func(string) string, stderr io.Writer) int {
 	address := ":8080"
 	if port := getenv("PORT"); port != "" {
@@ -42,12 +41,12 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 	}
 	flags := flag.NewFlagSet("optimized", flag.ContinueOnError)
 	flags.SetOutput(stderr)
-	flags.StringVar(&address, "addr", address, "`address` to listen on; PORT in the environment sets the port of the default")
+	flags.StringVar(&address, "addr", address, "`address` to listen on; PORT in the environment changes the default")
 	certFile := flags.String("tls-cert", "", "`file` with the certificate chain, which turns on TLS")
 	keyFile := flags.String("tls-key", "", "`file` with the certificate's private key")
 	h2c := flags.Bool("h2c", false, "accept HTTP/2 in cleartext, from a proxy that speaks it")
 	delay := flags.Duration("delay", 500*time.Millisecond, "how long to go on serving when a stop starts, while clients and proxies leave; 5s behind a load balancer")
-	debugAddress := flags.String("debug-addr", "", "`address` to serve profiles on as well, on 127.0.0.1 if it has no host: a port that no proxy is in front of")
+	debugAddress := flags.String("debug-addr", "", "second `address` for profiles, with no proxy in front of it; on 127.0.0.1 if it has no host")
 	switch err := flags.Parse(args); {
 	case errors.Is(err, flag.ErrHelp):
 		return 0
@@ -89,7 +88,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 			slog.Error("not started", "err", err)
 			return 1
 		}
-		g.RegisterHook(profiling.Shutdown) // a drain is worth looking at
+		g.RegisterHook(profiling.Shutdown) // not earlier: a drain is worth a profile
 	}
 	g.RegisterHook(func(ctx context.Context) error {
 		slog.InfoContext(ctx, "store closed", "posts", posts.len())
@@ -131,10 +130,10 @@ func homeURL(scheme string, addr net.Addr) string {
 	return scheme + "://" + net.JoinHostPort(host, port) + "/"
 }
 
-// handlerTimeout is how long a request may take, streams left aside.
+// handlerTimeout is how long a request may take. Streams may take longer.
 const handlerTimeout = 30 * time.Second
 
-// newShutdownConfig has a stop wait for any request that may be open.
+// newShutdownConfig makes a shutdown wait for any request that may be open.
 func newShutdownConfig(delay time.Duration) *conduit.ShutdownConfig {
 	cfg := conduit.DefaultShutdownConfig()
 	cfg.Timeout = max(delay, 0) + handlerTimeout + cfg.HookTimeout + time.Second
@@ -144,7 +143,7 @@ func newShutdownConfig(delay time.Duration) *conduit.ShutdownConfig {
 	return cfg
 }
 
-// startProfiling returns a server of profiles that serves already.
+// startProfiling starts a server of profiles and returns it.
 func startProfiling(address string) (*conduit.Server, error) {
 	srv, err := conduit.NewProfilingServer(address, nil)
 	if err != nil {
@@ -175,7 +174,7 @@ func newHandler(posts *store, files *conduit.FileServer) http.Handler {
 	mux.HandleFunc("GET /api/posts/{id}", posts.serveOne)
 	mux.Handle("GET /api/events", posts.events)
 	mux.Handle("/api/", unmatched(mux))
-	conduit.EnableDefaultProfiling(mux) // for this machine alone: a proxy on it must not lead here
+	conduit.EnableDefaultProfiling(mux) // for this machine only: a proxy on it must not lead here
 
 	return conduit.Chain(
 		conduit.RequestID(),
@@ -189,8 +188,8 @@ func newHandler(posts *store, files *conduit.FileServer) http.Handler {
 	)(mux)
 }
 
-// isRoutine reports whether r is one of those that a load balancer, or the page
-// of live statistics, sends every second and nobody wants to read about.
+// isRoutine reports whether r is a request that a load balancer, or the page of
+// live charts, sends every second. They would fill the log.
 func isRoutine(r *http.Request) bool {
 	return r.Method == http.MethodGet && (r.URL.Path == "/health" || r.URL.Path == "/debug/pprof/stats")
 }

@@ -21,7 +21,7 @@ import (
 	"time"
 )
 
-func TestReplies(t *testing.T) {
+func TestResponses(t *testing.T) {
 	srv := newTestServer(t, newStore())
 	const jsonType = "application/json"
 	long := strings.Repeat("é", maxTitle)
@@ -32,7 +32,7 @@ func TestReplies(t *testing.T) {
 		contentType  string // of the request
 		body         string
 		status       int
-		wantType     string // of the reply
+		wantType     string // of the response
 		want         string // in its body
 		header       [2]string
 	}{
@@ -71,7 +71,7 @@ func TestReplies(t *testing.T) {
 
 		{name: "no type", method: "POST", path: "/api/posts", body: `{"title":"a"}`, status: 415, wantType: jsonType},
 		{name: "form", method: "POST", path: "/api/posts", contentType: "application/x-www-form-urlencoded", body: "title=a", status: 415, wantType: jsonType},
-		{name: "type that begins the same", method: "POST", path: "/api/posts", contentType: "application/jsonp", body: `{"title":"a"}`, status: 415, wantType: jsonType},
+		{name: "type that starts the same", method: "POST", path: "/api/posts", contentType: "application/jsonp", body: `{"title":"a"}`, status: 415, wantType: jsonType},
 		{name: "too large", method: "POST", path: "/api/posts", contentType: jsonType, body: `{"title":"a","body":"` + strings.Repeat("x", maxDocument) + `"}`, status: 413, wantType: jsonType},
 		{name: "too large behind the document", method: "POST", path: "/api/posts", contentType: jsonType, body: `{"title":"a"}` + strings.Repeat(" ", maxDocument), status: 413, wantType: jsonType},
 		{name: "empty body", method: "POST", path: "/api/posts", contentType: jsonType, status: 400, wantType: jsonType},
@@ -91,7 +91,7 @@ func TestReplies(t *testing.T) {
 		{name: "method of the list", method: "DELETE", path: "/api/posts", status: 405, wantType: jsonType, header: [2]string{"Allow", "GET, HEAD, POST"}},
 		{name: "method of one", method: "PUT", path: "/api/posts/1", status: 405, wantType: jsonType, header: [2]string{"Allow", "GET, HEAD"}},
 
-		// Last, for they change what a list begins with.
+		// Last: they change the start of the list.
 		{name: "create", method: "POST", path: "/api/posts", contentType: jsonType, body: `{"title":"a","body":"b"}`, status: 201, wantType: jsonType, want: `{"id":4,"title":"a","body":"b",`, header: [2]string{"Location", "/api/posts/4"}},
 		{name: "created", method: "GET", path: "/api/posts/4", status: 200, wantType: jsonType, want: `{"id":4,"title":"a","body":"b",`},
 		{name: "create with charset", method: "POST", path: "/api/posts", contentType: "Application/JSON; charset=utf-8", body: `{"title":"` + long + `"}`, status: 201, wantType: jsonType, header: [2]string{"Location", "/api/posts/5"}},
@@ -138,13 +138,13 @@ func TestPageAllowsItsOwnFilesAlone(t *testing.T) {
 	if !strings.HasPrefix(policy, "default-src 'none';") || strings.Contains(policy, "unsafe") {
 		t.Errorf("Content-Security-Policy %q is not strict", policy)
 	}
-	// The policy would forbid what stands in the page itself.
+	// The policy forbids scripts and styles in the page itself.
 	for _, inline := range []string{"<style", "style=", "<script>", "data:"} {
 		if strings.Contains(body, inline) {
 			t.Errorf("the page has %q in it, which its policy forbids", inline)
 		}
 	}
-	// Each file has the hash of its content in its URL and may be kept for ever.
+	// Each file has the hash of its content in its URL, and may be kept for ever.
 	urls := regexp.MustCompile(`(?:href|src)="(/static/[^"?]+[?][^"]+)"`).FindAllStringSubmatch(body, -1)
 	if len(urls) != 4 {
 		t.Errorf("the page links %d files by content, want 4: %q", len(urls), urls)
@@ -201,20 +201,20 @@ func TestFilesAreServed(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, coding := range []string{"identity", "gzip"} {
-			resp, body := do(t, srv.Client(), newGetCoded(t, srv.URL+tt.path, coding))
+			resp, body := do(t, srv.Client(), newGetAccepting(t, srv.URL+tt.path, coding))
 			if resp.StatusCode != http.StatusOK || resp.Header.Get("Content-Type") != tt.contentType {
 				t.Errorf("GET %s: status %d, Content-Type %q, want 200 and %q", tt.path, resp.StatusCode, resp.Header.Get("Content-Type"), tt.contentType)
 			}
-			coded := coding == "gzip" && len(want) >= 1024
-			if got := resp.Header.Get("Content-Encoding"); coded != (got == "gzip") {
+			compressed := coding == "gzip" && len(want) >= 1024
+			if got := resp.Header.Get("Content-Encoding"); compressed != (got == "gzip") {
 				t.Errorf("GET %s, accepting %s: Content-Encoding %q of %d bytes", tt.path, coding, got, len(want))
 			}
-			if decoded(t, resp, body) != string(want) {
+			if decompressed(t, resp, body) != string(want) {
 				t.Errorf("GET %s, accepting %s: the body is not %s", tt.path, coding, tt.file)
 			}
 
-			// The tag is that of the coding, and good for asking again.
-			req := newGetCoded(t, srv.URL+tt.path, coding)
+			// Each content coding has a tag of its own, which gets a 304.
+			req := newGetAccepting(t, srv.URL+tt.path, coding)
 			req.Header.Set("If-None-Match", resp.Header.Get("ETag"))
 			again, body := do(t, srv.Client(), req)
 			if again.StatusCode != http.StatusNotModified || body != "" {
@@ -242,15 +242,15 @@ func TestFilesAreServed(t *testing.T) {
 	}
 }
 
-func TestRepliesAreCompressed(t *testing.T) {
+func TestResponsesAreCompressed(t *testing.T) {
 	s := newStore()
 	for i := range 100 {
 		s.add(fmt.Sprintf("Post %d", i), "Say it, wait, stop to accept, finish, and only then leave.")
 	}
 	srv := newTestServer(t, s)
 	for _, tt := range []struct {
-		path  string
-		coded bool
+		path       string
+		compressed bool
 	}{
 		{"/", true},
 		{"/api/posts?limit=100", true},
@@ -258,18 +258,18 @@ func TestRepliesAreCompressed(t *testing.T) {
 		{"/api/nothing", false},
 		{"/health", false},
 	} {
-		_, want := do(t, srv.Client(), newGetCoded(t, srv.URL+tt.path, "identity"))
-		resp, body := do(t, srv.Client(), newGetCoded(t, srv.URL+tt.path, "gzip"))
-		if got := resp.Header.Get("Content-Encoding"); tt.coded != (got == "gzip") {
+		_, want := do(t, srv.Client(), newGetAccepting(t, srv.URL+tt.path, "identity"))
+		resp, body := do(t, srv.Client(), newGetAccepting(t, srv.URL+tt.path, "gzip"))
+		if got := resp.Header.Get("Content-Encoding"); tt.compressed != (got == "gzip") {
 			t.Errorf("GET %s: Content-Encoding %q of %d bytes", tt.path, got, len(want))
 		}
-		if tt.coded && resp.Header.Get("Vary") != "Accept-Encoding" {
+		if tt.compressed && resp.Header.Get("Vary") != "Accept-Encoding" {
 			t.Errorf("GET %s: Vary %q, want Accept-Encoding", tt.path, resp.Header.Get("Vary"))
 		}
-		if tt.coded && len(body) > len(want)*3/5 {
+		if tt.compressed && len(body) > len(want)*3/5 {
 			t.Errorf("GET %s: %d bytes of %d, want at most three fifths", tt.path, len(body), len(want))
 		}
-		if got := decoded(t, resp, body); got != want {
+		if got := decompressed(t, resp, body); got != want {
 			t.Errorf("GET %s: %q with gzip, want %q", tt.path, got, want)
 		}
 	}
@@ -301,7 +301,7 @@ func TestPagesFollowTheirLinks(t *testing.T) {
 	}
 }
 
-// The stream is taken a page at a time, and has every post once.
+// The store is read a page at a time, and the stream has every post once.
 func TestStreamHasEveryPost(t *testing.T) {
 	const posts = 2*maxLimit + 50
 	s := newStore()
@@ -320,8 +320,8 @@ func TestStreamHasEveryPost(t *testing.T) {
 	}
 }
 
-// Every page that is open has a new post while the reply to it is still on its
-// way, and one that comes back has what it missed.
+// Every open page gets a new post before its sender gets the response. A page that
+// reconnects gets the posts that it missed.
 func TestNewPostReachesEveryOpenPage(t *testing.T) {
 	srv := newTestServer(t, newStore())
 	open := func(last string) *bufio.Scanner {
@@ -376,7 +376,7 @@ func TestNewPostReachesEveryOpenPage(t *testing.T) {
 	}
 	create("second")
 	if id, title := next(open(last)); title != "second" || id == last {
-		t.Errorf("who comes back got %q with the id %q", title, id)
+		t.Errorf("the page that reconnects got %q with the id %q", title, id)
 	}
 }
 
@@ -485,7 +485,7 @@ func TestRunServesUntilItIsStopped(t *testing.T) {
 		}
 		switch line.Msg {
 		case "home page":
-			// In a goroutine, for a log that nobody reads would block it.
+			// In a goroutine: the log has to be read meanwhile.
 			go func() {
 				defer stop()
 				for _, protocol := range []func(*http.Protocols){
@@ -596,7 +596,7 @@ func TestRunServesProfiles(t *testing.T) {
 	}
 }
 
-// The service itself has them too, for its machine and not for its clients.
+// The service itself serves them to its own machine, not through a proxy.
 func TestProfilesAreForThisMachine(t *testing.T) {
 	srv := newTestServer(t, newStore())
 	for field, want := range map[string]int{"X-Anything": http.StatusOK, "X-Forwarded-For": http.StatusForbidden} {
@@ -650,7 +650,7 @@ func TestRunThatCannotServe(t *testing.T) {
 				}
 				return ""
 			}
-			// Only a service that starts after all gets to see the end of it.
+			// It ends only for a service that starts in spite of all.
 			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 			defer cancel()
 			if got := run(ctx, tt.args, getenv, &stderr); got != tt.status {
@@ -690,15 +690,15 @@ func newGet(t *testing.T, url string) *http.Request {
 	return req
 }
 
-// newGetCoded is newGet for a coding, which the client then does not undo.
-func newGetCoded(t *testing.T, url, coding string) *http.Request {
+// newGetAccepting is newGet with a content coding that the client does not undo.
+func newGetAccepting(t *testing.T, url, coding string) *http.Request {
 	req := newGet(t, url)
 	req.Header.Set("Accept-Encoding", coding)
 	return req
 }
 
-// decoded returns the body of a reply without the coding that it may have.
-func decoded(t *testing.T, resp *http.Response, body string) string {
+// decompressed returns the body of a response without its content coding.
+func decompressed(t *testing.T, resp *http.Response, body string) string {
 	t.Helper()
 	if resp.Header.Get("Content-Encoding") != "gzip" {
 		return body
@@ -714,8 +714,8 @@ func decoded(t *testing.T, resp *http.Response, body string) string {
 	return string(plain)
 }
 
-// do returns the reply and its whole body. It may be called from any
-// goroutine, which is why it does not end the test.
+// do returns the response and its whole body. It does not end the test, so that
+// any goroutine may call it.
 func do(t *testing.T, client *http.Client, req *http.Request) (*http.Response, string) {
 	resp, err := client.Do(req)
 	if err != nil {
@@ -730,8 +730,8 @@ func do(t *testing.T, client *http.Client, req *http.Request) (*http.Response, s
 	return resp, string(body)
 }
 
-// keepDefaultLogger restores what run changes. Package log follows when
-// slog.SetDefault is given a handler, but does not follow back.
+// keepDefaultLogger restores the loggers that run changes. slog.SetDefault changes
+// package log too, and does not change it back.
 func keepDefaultLogger(t *testing.T) {
 	logger, output, flags := slog.Default(), log.Writer(), log.Flags()
 	t.Cleanup(func() {

@@ -24,8 +24,8 @@ func newFiles() (*conduit.FileServer, error) {
 	return conduit.NewFileServerWith(&conduit.FileServerConfig{
 		FS:     site,
 		Prefix: "/static",
-		// The page of the site links its files by their bare names, so they
-		// are asked for again. What is linked through URL is kept all the same.
+		// index.html links its files by their bare names, so browsers must
+		// check them. Those linked through URL are kept all the same.
 		CacheControl: "no-cache",
 	})
 }
@@ -85,13 +85,12 @@ var pageTemplate = template.Must(template.New("page").Parse(`<!DOCTYPE html>
 </html>
 `))
 
-// pagePolicy lets the page have what comes from the service itself, and
-// nothing else.
+// pagePolicy lets the page load from the service itself, and from nowhere else.
 const pagePolicy = "default-src 'none'; connect-src 'self'; img-src 'self'; script-src 'self'; style-src 'self'; " +
 	"base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
-// newPage returns the page of the service. It is made once, for its files are
-// embedded: their URLs stay the same as long as the service runs.
+// newPage returns the home page. It is made once: its files are embedded, so their
+// URLs stay the same as long as the service runs.
 func newPage(files *conduit.FileServer) http.Handler {
 	var page bytes.Buffer
 	if err := pageTemplate.Execute(&page, files); err != nil {

@@ -39,17 +39,17 @@ type post struct {
 
 func (p *post) size() int { return len(p.Title) + len(p.Body) }
 
-// store keeps the newest posts in memory: at most maxPosts of them, with at
-// most maxTextBytes of text. Beyond either the oldest give way, so that no
-// number of requests can exhaust the memory.
+// store keeps the newest posts in memory: at most maxPosts of them, with at most
+// maxTextBytes of text. It drops the oldest beyond either, so that no number of
+// requests can exhaust the memory.
 type store struct {
-	events *conduit.SSEBroker // tells every open page of a new post
+	events *conduit.SSEBroker // sends new posts to every open page
 
 	mu    sync.RWMutex // guards what follows
 	ring  []post       // the post with this id is at id % maxPosts
 	first int64        // the oldest post that is kept
 	next  int64        // the id of the next one
-	bytes int          // the sizes of those that are kept, added up
+	bytes int          // the sum of the sizes of those that are kept
 }
 
 // newStore returns a store with a few posts to look at.
@@ -78,10 +78,10 @@ func (s *store) add(title, body string) post {
 	return p
 }
 
-// announce publishes a post. It is called with the lock held, so that posts
-// are announced in their order; Publish waits for nobody. The event is left
-// without an id: those of posts begin anew with the process, and a browser
-// that comes back would take another post for one that it knows.
+// announce publishes a post. The caller holds the lock, so that posts are
+// published in their order; Publish does not wait for clients. The event gets its
+// id from the broker. Ids of posts start at 1 in each process, and a browser that
+// reconnects would take another post for one that it knows.
 func (s *store) announce(p *post) {
 	data, err := json.Marshal(p)
 	if err == nil {
@@ -102,8 +102,8 @@ func (s *store) get(id int64) (p post, ok bool) {
 }
 
 // list returns up to limit posts with an id below before, newest first, and
-// whether there are older ones. The slice is the caller's: nobody holds a lock
-// while it is encoded, or sent to a slow client.
+// whether there are older ones. The slice is a copy: no lock is held while it is
+// encoded, or sent to a slow client.
 func (s *store) list(before int64, limit int) (posts []post, more bool) {
 	posts = make([]post, 0, limit) // not nil, which would be null in JSON
 	s.mu.RLock()
@@ -115,8 +115,8 @@ func (s *store) list(before int64, limit int) (posts []post, more bool) {
 	return posts, id >= s.first
 }
 
-// all yields every post, newest first. It takes them a page at a time, so that
-// no lock is held while a slow client takes its own.
+// all yields every post, newest first. It reads a page at a time, so that no lock
+// is held while a slow client receives them.
 func (s *store) all() iter.Seq2[post, error] {
 	return func(yield func(post, error) bool) {
 		for before, more := int64(math.MaxInt64), true; more; {
@@ -138,9 +138,9 @@ func (s *store) len() int {
 	return int(s.next - s.first)
 }
 
-// serveList replies with a page of posts, and with a Link to the next one
-// where there is one (RFC 8288). Pages begin at an id and not at an offset, so
-// that posts which are created meanwhile shift nothing.
+// serveList responds with a page of posts, and with a Link to the next page if
+// there is one (RFC 8288). A page starts at an id and not at an offset, so that
+// posts which are made meanwhile shift nothing.
 func (s *store) serveList(w http.ResponseWriter, r *http.Request) {
 	query, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil {
@@ -166,8 +166,8 @@ func (s *store) serveList(w http.ResponseWriter, r *http.Request) {
 	writeJSON(w, http.StatusOK, posts)
 }
 
-// serveStream replies with every post there is, as an array or, with
-// ?format=ndjson, as a document a line.
+// serveStream responds with every post, in one array or, with ?format=ndjson, one
+// on a line.
 func (s *store) serveStream(w http.ResponseWriter, r *http.Request) {
 	stream := conduit.StreamJSON[post]
 	switch format := r.FormValue("format"); format {
@@ -180,7 +180,7 @@ func (s *store) serveStream(w http.ResponseWriter, r *http.Request) {
 	}
 	if err := stream(w, r, s.all()); err != nil {
 		conduit.Logger(r.Context()).Info("stream failed", "path", r.URL.Path, "err", err)
-		writeError(w, http.StatusInternalServerError, "internal error") // goes nowhere once the array has begun
+		writeError(w, http.StatusInternalServerError, "internal error") // goes nowhere once the array has started
 	}
 }
 
@@ -193,7 +193,7 @@ func parameter(query url.Values, name string, fallback int64) (int64, error) {
 
 func (s *store) serveOne(w http.ResponseWriter, r *http.Request) {
 	id, err := strconv.ParseInt(r.PathValue("id"), 10, 64)
-	if err != nil && !errors.Is(err, strconv.ErrRange) { // one out of range is a number, of no post
+	if err != nil && !errors.Is(err, strconv.ErrRange) { // a number out of range is one of no post
 		writeError(w, http.StatusBadRequest, "the id must be a number")
 		return
 	}
@@ -206,8 +206,8 @@ func (s *store) serveOne(w http.ResponseWriter, r *http.Request) {
 }
 
 func (s *store) serveCreate(w http.ResponseWriter, r *http.Request) {
-	// A page of another site can send a form or plain text without asking,
-	// but not this type: browsers put a preflight request before it.
+	// A page of another site can make a browser send a form or plain text, but
+	// not this type: the browser asks first, with a preflight request.
 	mediaType, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
 	if err != nil || mediaType != "application/json" {
 		writeError(w, http.StatusUnsupportedMediaType, "the Content-Type must be application/json")
@@ -224,7 +224,7 @@ func (s *store) serveCreate(w http.ResponseWriter, r *http.Request) {
 			writeError(w, http.StatusRequestEntityTooLarge, fmt.Sprintf("a post may have %d bytes", maxDocument))
 			return
 		}
-		// The error may name addresses, so it is not passed on.
+		// The error may name addresses, which are not for the client.
 		writeError(w, http.StatusBadRequest, `the body must be one JSON object with a "title" and a "body"`)
 		return
 	}
@@ -238,7 +238,7 @@ func (s *store) serveCreate(w http.ResponseWriter, r *http.Request) {
 	writeJSON(w, http.StatusCreated, p)
 }
 
-// decode reads one JSON document into v and makes sure that it is the last.
+// decode reads one JSON document into v. It is an error if more follows.
 func decode(r io.Reader, v any) error {
 	d := json.NewDecoder(r)
 	d.DisallowUnknownFields()

@@ -34,7 +34,7 @@ function add(post) {
 	one.href = list.querySelector("a").href;
 }
 
-// load starts with an empty list: posts may have been missed, or be gone.
+// load starts with an empty list: what it shows may be out of date.
 async function load() {
 	list.ariaBusy = true;
 	list.replaceChildren();
