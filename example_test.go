@@ -505,7 +505,7 @@ func ExampleConfig_milliseconds() {
 	logger := slog.New(slog.NewJSONHandler(out, &slog.HandlerOptions{
 		ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
 			if a.Value.Kind() == slog.KindDuration {
-				return slog.Float64(a.Key+"_ms", a.Value.Duration().Seconds()*1000)
+				return slog.Float64(a.Key+"_ms", float64(a.Value.Duration())/float64(time.Millisecond))
 			}
 			return a
 		},
