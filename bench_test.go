@@ -59,7 +59,7 @@ import (
 func BenchmarkSimpleHandler(b *testing.B) {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /{$}", benchHello)
-	benchPlain(b, mux, benchCase{target: "/", reply: benchHelloText})
+	benchPlain(b, mux, benchCase{target: "/", response: benchHelloText})
 }
 
 func BenchmarkJSONResponse(b *testing.B) {
@@ -68,8 +68,8 @@ func BenchmarkJSONResponse(b *testing.B) {
 		benchWriteJSON(w, benchItem{ID: 42, Name: "item 42", Price: 19.99, Tags: []string{"new", "sale"}})
 	})
 	benchPlain(b, mux, benchCase{
-		target: "/item",
-		reply:  `{"id":42,"name":"item 42","price":19.99,"tags":["new","sale"]}` + "\n",
+		target:   "/item",
+		response: `{"id":42,"name":"item 42","price":19.99,"tags":["new","sale"]}` + "\n",
 	})
 }
 
@@ -78,7 +78,7 @@ func BenchmarkJSONArrayResponse(b *testing.B) {
 	for i := range items {
 		items[i] = benchItem{ID: i, Name: "item " + strconv.Itoa(i), Price: 19.99, Tags: []string{"new", "sale"}}
 	}
-	reply, err := json.Marshal(items)
+	response, err := json.Marshal(items)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -86,15 +86,15 @@ func BenchmarkJSONArrayResponse(b *testing.B) {
 	mux.HandleFunc("GET /items", func(w http.ResponseWriter, r *http.Request) {
 		benchWriteJSON(w, items)
 	})
-	benchPlain(b, mux, benchCase{target: "/items", reply: string(reply) + "\n"})
+	benchPlain(b, mux, benchCase{target: "/items", response: string(response) + "\n"})
 }
 
 func BenchmarkRouterSimple(b *testing.B) {
-	benchPlain(b, benchRoutes(), benchCase{target: "/about", reply: benchHelloText})
+	benchPlain(b, benchRoutes(), benchCase{target: "/about", response: benchHelloText})
 }
 
 func BenchmarkRouterWithParams(b *testing.B) {
-	benchPlain(b, benchRoutes(), benchCase{target: "/users/17/posts/42", reply: "17 42"})
+	benchPlain(b, benchRoutes(), benchCase{target: "/users/17/posts/42", response: "17 42"})
 }
 
 func BenchmarkPOSTWithBody(b *testing.B) {
@@ -109,10 +109,10 @@ func BenchmarkPOSTWithBody(b *testing.B) {
 		benchWriteJSON(w, item)
 	})
 	benchPlain(b, mux, benchCase{
-		method: "POST",
-		target: "/items",
-		body:   `{"id":41,"name":"item","price":19.99,"tags":["new","sale"]}`,
-		reply:  `{"id":42,"name":"item","price":19.99,"tags":["new","sale"]}` + "\n",
+		method:   "POST",
+		target:   "/items",
+		body:     `{"id":41,"name":"item","price":19.99,"tags":["new","sale"]}`,
+		response: `{"id":42,"name":"item","price":19.99,"tags":["new","sale"]}` + "\n",
 	})
 }
 
@@ -211,12 +211,12 @@ func BenchmarkKeepAliveConnections(b *testing.B) {
 // benchClient is a connection that is kept, with a client that allocates
 // nothing and costs next to nothing: what is left is the server.
 type benchClient struct {
-	conn    net.Conn
-	request []byte
-	replies *bufio.Reader
+	conn      net.Conn
+	request   []byte
+	responses *bufio.Reader
 }
 
-// benchDial connects, and compares the first reply in full.
+// benchDial connects, and compares the first response in full.
 func benchDial(b *testing.B, addr string) *benchClient {
 	b.Helper()
 	conn, err := net.Dial("tcp", addr)
@@ -225,12 +225,12 @@ func benchDial(b *testing.B, addr string) *benchClient {
 	}
 	b.Cleanup(func() { conn.Close() })
 	c := &benchClient{
-		conn:    conn,
-		request: []byte("GET / HTTP/1.1\r\nHost: " + addr + "\r\nUser-Agent: bench\r\nAccept: */*\r\n\r\n"),
-		replies: bufio.NewReader(conn),
+		conn:      conn,
+		request:   []byte("GET / HTTP/1.1\r\nHost: " + addr + "\r\nUser-Agent: bench\r\nAccept: */*\r\n\r\n"),
+		responses: bufio.NewReader(conn),
 	}
 	conn.Write(c.request)
-	res, err := http.ReadResponse(c.replies, nil)
+	res, err := http.ReadResponse(c.responses, nil)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -245,26 +245,26 @@ func (c *benchClient) get() error {
 	if _, err := c.conn.Write(c.request); err != nil {
 		return err
 	}
-	return benchSkipReply(c.replies)
+	return benchSkipResponse(c.responses)
 }
 
-// benchSkipReply reads a reply like the first one, without a parser.
-func benchSkipReply(replies *bufio.Reader) error {
-	line, err := replies.ReadSlice('\n')
+// benchSkipResponse reads a response like the first one, without a parser.
+func benchSkipResponse(responses *bufio.Reader) error {
+	line, err := responses.ReadSlice('\n')
 	if err == nil && !bytes.HasPrefix(line, []byte("HTTP/1.1 200 ")) {
 		return fmt.Errorf("got %q, want a 200", line)
 	}
 	for err == nil && len(line) > len("\r\n") {
-		line, err = replies.ReadSlice('\n')
+		line, err = responses.ReadSlice('\n')
 	}
 	if err != nil {
 		return err
 	}
-	body, err := replies.Peek(len(benchHelloText))
+	body, err := responses.Peek(len(benchHelloText))
 	if err == nil && string(body) != benchHelloText {
 		return fmt.Errorf("got body %q, want %q", body, benchHelloText)
 	}
-	replies.Discard(len(body))
+	responses.Discard(len(body))
 	return err
 }
 
@@ -324,18 +324,18 @@ func benchMiddleware(b *testing.B, c benchCase, mw, byHand conduit.Middleware) {
 	})
 }
 
-// benchCase is a request, and the reply it must get.
+// benchCase is a request, and the response it must get.
 type benchCase struct {
 	method, target, body string // GET, /, none
-	reply                string // benchHelloText
-	wantID               bool   // X-Request-Id in the reply
+	response             string // benchHelloText
+	wantID               bool   // X-Request-Id in the response
 	wantLog              string // the line, without what varies
 	sink                 *benchSink
 }
 
 // run measures srv's handler in process.
 func (c benchCase) run(b *testing.B, srv *http.Server) {
-	c.method, c.target, c.reply = cmp.Or(c.method, "GET"), cmp.Or(c.target, "/"), cmp.Or(c.reply, benchHelloText)
+	c.method, c.target, c.response = cmp.Or(c.method, "GET"), cmp.Or(c.target, "/"), cmp.Or(c.response, benchHelloText)
 	ctx, cancel := context.WithCancel(benchContext(srv))
 	defer cancel()
 	r := httptest.NewRequestWithContext(ctx, c.method, c.target, nil)
@@ -354,12 +354,12 @@ func (c benchCase) run(b *testing.B, srv *http.Server) {
 		body.Reset(c.body)
 		srv.Handler.ServeHTTP(w, r)
 	}
-	if w.status != http.StatusOK || w.bytes != len(c.reply) {
-		b.Fatalf("%s %s: got %d with %d bytes in the end, want 200 with %d", c.method, c.target, w.status, w.bytes, len(c.reply))
+	if w.status != http.StatusOK || w.bytes != len(c.response) {
+		b.Fatalf("%s %s: got %d with %d bytes in the end, want 200 with %d", c.method, c.target, w.status, w.bytes, len(c.response))
 	}
 }
 
-// check fails unless the reply and the log are what they should be.
+// check fails unless the response and the log are what they should be.
 func (c benchCase) check(b *testing.B, h http.Handler, r *http.Request) {
 	var logged bytes.Buffer
 	if c.sink != nil {
@@ -368,8 +368,8 @@ func (c benchCase) check(b *testing.B, h http.Handler, r *http.Request) {
 	}
 	w := httptest.NewRecorder()
 	h.ServeHTTP(w, r)
-	if w.Code != http.StatusOK || w.Body.String() != c.reply || w.Header().Get("Content-Type") == "" {
-		b.Fatalf("%s %s: got %d %v %q, want 200 with a type and %q", c.method, c.target, w.Code, w.Header(), w.Body, c.reply)
+	if w.Code != http.StatusOK || w.Body.String() != c.response || w.Header().Get("Content-Type") == "" {
+		b.Fatalf("%s %s: got %d %v %q, want 200 with a type and %q", c.method, c.target, w.Code, w.Header(), w.Body, c.response)
 	}
 	if id := w.Header().Get("X-Request-Id"); (len(id) > 20) != c.wantID {
 		b.Fatalf("%s %s: got X-Request-Id %q, want one: %t", c.method, c.target, id, c.wantID)
@@ -635,8 +635,8 @@ func benchByHandTimeout(next http.Handler) http.Handler {
 func BenchmarkCompression(b *testing.B) {
 	large := compressionJSON(40 << 10)
 	for _, c := range []struct {
-		name, reply, accept string
-		coded, byHand       bool // whether the reply is, Conduit's and that of who does it by hand
+		name, response, accept string
+		coded, byHand          bool // whether the response is, Conduit's and that of who does it by hand
 	}{
 		{"JSON_40KB", large, "gzip, deflate, br, zstd", true, true},
 		{"tiny", benchHelloText, "gzip, deflate, br, zstd", false, true},
@@ -645,19 +645,19 @@ func BenchmarkCompression(b *testing.B) {
 		b.Run(c.name, func(b *testing.B) {
 			h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				w.Header()["Content-Type"] = compressionJSONType
-				io.WriteString(w, c.reply)
+				io.WriteString(w, c.response)
 			})
 			b.Run("conduit", func(b *testing.B) {
-				compressionBench(b, benchConduitServer(b, conduit.Compression()(h), slog.DiscardHandler).HTTPServer(), c.reply, c.accept, c.coded)
+				compressionBench(b, benchConduitServer(b, conduit.Compression()(h), slog.DiscardHandler).HTTPServer(), c.response, c.accept, c.coded)
 			})
 			b.Run("conduit_alone", func(b *testing.B) {
-				compressionBench(b, benchHTTPServer(b, conduit.Compression()(h)), c.reply, c.accept, c.coded)
+				compressionBench(b, benchHTTPServer(b, conduit.Compression()(h)), c.response, c.accept, c.coded)
 			})
 			b.Run("net_http", func(b *testing.B) {
-				compressionBench(b, benchHTTPServer(b, compressionByHand(h)), c.reply, c.accept, c.byHand)
+				compressionBench(b, benchHTTPServer(b, compressionByHand(h)), c.response, c.accept, c.byHand)
 			})
 			b.Run("bare_handler", func(b *testing.B) {
-				compressionBench(b, benchHTTPServer(b, h), c.reply, "", false)
+				compressionBench(b, benchHTTPServer(b, h), c.response, "", false)
 			})
 		})
 	}
@@ -682,7 +682,7 @@ func compressionJSON(n int) string {
 	return string(text)
 }
 
-func compressionBench(b *testing.B, srv *http.Server, reply, accept string, coded bool) {
+func compressionBench(b *testing.B, srv *http.Server, response, accept string, coded bool) {
 	ctx, cancel := context.WithCancel(benchContext(srv))
 	defer cancel()
 	r := httptest.NewRequestWithContext(ctx, "GET", "/", nil)
@@ -694,13 +694,13 @@ func compressionBench(b *testing.B, srv *http.Server, reply, accept string, code
 	if coded {
 		body, coding = compressionDecode(b, body), "gzip"
 	}
-	if rec.Code != http.StatusOK || rec.Header().Get("Content-Encoding") != coding || body != reply {
-		b.Fatalf("got %d %v with %d bytes, want 200 in the coding %q with %d", rec.Code, rec.Header(), len(body), coding, len(reply))
+	if rec.Code != http.StatusOK || rec.Header().Get("Content-Encoding") != coding || body != response {
+		b.Fatalf("got %d %v with %d bytes, want 200 in the coding %q with %d", rec.Code, rec.Header(), len(body), coding, len(response))
 	}
 
 	w := &benchWriter{header: make(http.Header)}
 	b.ReportAllocs()
-	b.SetBytes(int64(len(reply)))
+	b.SetBytes(int64(len(response)))
 	for b.Loop() {
 		w.reset()
 		srv.Handler.ServeHTTP(w, r)
@@ -820,8 +820,8 @@ func (c staticCase) run(b *testing.B, h http.Handler) {
 	}
 }
 
-// check compares the reply with the file, makes r the one that is measured, and
-// returns the status and the length that its reply has.
+// check compares the response with the file, makes r the one that is measured, and
+// returns the status and the length that its response has.
 func (c staticCase) check(b *testing.B, h http.Handler, r *http.Request) (status, length int) {
 	b.Helper()
 	rec := httptest.NewRecorder()
@@ -889,7 +889,7 @@ func BenchmarkJSONStream(b *testing.B) {
 	for i := range items {
 		items[i] = streamBenchItem{ID: i, Name: "item " + strconv.Itoa(i), Price: 19.99}
 	}
-	reply, err := json.Marshal(items)
+	response, err := json.Marshal(items)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -898,7 +898,7 @@ func BenchmarkJSONStream(b *testing.B) {
 			if err := conduit.StreamJSON(w, r, streamBenchSeq(items)); err != nil {
 				b.Error(err)
 			}
-		}, n, string(reply))
+		}, n, string(response))
 	})
 	b.Run("conduit_channel", func(b *testing.B) {
 		streamBench(b, func(w http.ResponseWriter, r *http.Request) {
@@ -920,7 +920,7 @@ func BenchmarkJSONStream(b *testing.B) {
 			if err != nil {
 				b.Error(err)
 			}
-		}, n, string(reply))
+		}, n, string(response))
 	})
 	b.Run("conduit_write", func(b *testing.B) {
 		streamBench(b, func(w http.ResponseWriter, r *http.Request) {
@@ -937,7 +937,7 @@ func BenchmarkJSONStream(b *testing.B) {
 			if err := s.Close(); err != nil {
 				b.Error(err)
 			}
-		}, n, string(reply))
+		}, n, string(response))
 	})
 	byHand := func(flushEach bool) http.HandlerFunc {
 		return func(w http.ResponseWriter, r *http.Request) {
@@ -960,8 +960,8 @@ func BenchmarkJSONStream(b *testing.B) {
 			flusher.Flush()
 		}
 	}
-	b.Run("net_http", func(b *testing.B) { streamBench(b, byHand(false), n, string(reply)) })
-	b.Run("net_http_flush_each", func(b *testing.B) { streamBench(b, byHand(true), n, string(reply)) })
+	b.Run("net_http", func(b *testing.B) { streamBench(b, byHand(false), n, string(response)) })
+	b.Run("net_http_flush_each", func(b *testing.B) { streamBench(b, byHand(true), n, string(response)) })
 }
 
 type streamBenchItem struct {
@@ -981,7 +981,7 @@ func streamBenchSeq[T any](items []T) func(yield func(T, error) bool) {
 }
 
 // streamBench asks for the same stream again and again over one connection,
-// with a client that costs next to nothing. The reply is compared once, without
+// with a client that costs next to nothing. The response is compared once, without
 // line breaks.
 func streamBench(b *testing.B, h http.HandlerFunc, n int, want string) {
 	srv := benchConduitServer(b, h, slog.DiscardHandler)

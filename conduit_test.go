@@ -118,7 +118,7 @@ func TestNewReportsEveryFault(t *testing.T) {
 			}
 			lines := strings.Split(err.Error(), "\n")
 			if !slices.EqualFunc(lines, tt.want, strings.HasPrefix) {
-				t.Errorf("got %d faults:\n%v\nwant %d that begin with %q", len(lines), err, len(tt.want), tt.want)
+				t.Errorf("got %d errors:\n%v\nwant %d that begin with %q", len(lines), err, len(tt.want), tt.want)
 			}
 		})
 	}
@@ -357,9 +357,9 @@ func TestServeReturnsWhenTheShutdownIsDone(t *testing.T) {
 			io.WriteString(w, "done")
 		})))
 		l := newPipeListener()
-		client, ended, replied := l.client(t), make(chan error, 2), make(chan reply, 1)
+		client, ended, responded := l.client(t), make(chan error, 2), make(chan response, 1)
 		go func() { ended <- srv.Serve(l) }()
-		go func() { replied <- get(t, client, "http://conduit.test/") }()
+		go func() { responded <- get(t, client, "http://conduit.test/") }()
 		<-started
 		go func() { ended <- srv.Shutdown(context.Background()) }()
 		time.Sleep(5 * time.Second) // of the bubble's time: the shutdown now waits for the handler alone
@@ -369,7 +369,7 @@ func TestServeReturnsWhenTheShutdownIsDone(t *testing.T) {
 		default:
 		}
 		close(finish)
-		if got := <-replied; got.body != "done" || !got.close {
+		if got := <-responded; got.body != "done" || !got.close {
 			t.Errorf("response = %+v, want done with Connection: close", got)
 		}
 		if err := errors.Join(<-ended, <-ended); err != nil {
@@ -909,12 +909,12 @@ func TestResponsesSayCloseOnceTheServerDrains(t *testing.T) {
 				if got := get(t, client, url); got.close {
 					t.Fatal("Connection: close before the drain")
 				}
-				replied := make(chan reply, 1)
-				go func() { replied <- get(t, client, url+"/wait") }()
+				responded := make(chan response, 1)
+				go func() { responded <- get(t, client, url+"/wait") }()
 				<-started
 				srv.Drain()
 				close(proceed)
-				before, during := <-replied, get(t, client, url)
+				before, during := <-responded, get(t, client, url)
 				if p.http1 && (!before.close || !during.close) {
 					t.Errorf("Connection: close for a request from before the drain %v, from during it %v; want both", before.close, during.close)
 				}
@@ -927,7 +927,7 @@ func TestResponsesSayCloseOnceTheServerDrains(t *testing.T) {
 	})
 }
 
-// net/http would answer it before the server's own handler.
+// net/http would respond to it before the server's own handler.
 func TestOptionsOfTheServerAreARequest(t *testing.T) {
 	for _, own := range []bool{false, true} {
 		srv := newServer(t, conduit.DefaultConfig(textHandler("handler")))
@@ -1179,7 +1179,7 @@ func TestProgrammersMistakesPanic(t *testing.T) {
 		{"Logging of nil", "conduit: Logging: the handler is nil", func() { conduit.Logging()(nil) }},
 		{"Compression of nil", "conduit: Compression: the handler is nil", func() { conduit.Compression()((*http.ServeMux)(nil)) }},
 		{"invalid status", "invalid WriteHeader code 1000", func() { compressionRecord(t, conduit.Compression()(invalidStatus), "GET", nil) }},
-		{"two faults", "conduit: Level: 10 is not between 1 and 9\nconduit: Types: \"[\": ", compression(conduit.CompressionConfig{Level: 10, Types: []string{"["}})},
+		{"two errors", "conduit: Level: 10 is not between 1 and 9\nconduit: Types: \"[\": ", compression(conduit.CompressionConfig{Level: 10, Types: []string{"["}})},
 		{"negative level", "conduit: Level: -1 ", compression(conduit.CompressionConfig{Level: -1})},
 		{"malformed type", `conduit: Types: "text/[": `, compression(conduit.CompressionConfig{Types: []string{"text/*", "text/["}})},
 		{"half a type", `conduit: Types: "json": a media type has a slash`, compression(conduit.CompressionConfig{Types: []string{"json"}})},
@@ -1270,7 +1270,7 @@ func FuzzRequestID(f *testing.F) {
 	})
 }
 
-// A context that outlives its request must still answer.
+// A context that outlives its request must still have its values.
 func TestRequestContextOutlivesItsRequest(t *testing.T) {
 	type key struct{}
 	var kept []context.Context
@@ -1526,7 +1526,7 @@ func TestLogTellsWhatWasAborted(t *testing.T) {
 			io.Copy(w, struct{ io.Reader }{strings.NewReader(text)})
 		}
 	}
-	gone := func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }
+	disconnected := func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }
 	drained := func(_ http.ResponseWriter, r *http.Request) { <-conduit.Draining(r.Context()) }
 	short := func(http.ResponseWriter, *http.Request) { time.Sleep(time.Second) }
 	long := func(http.ResponseWriter, *http.Request) { time.Sleep(20 * time.Second) } // beyond WriteTimeout
@@ -1539,10 +1539,10 @@ func TestLogTellsWhatWasAborted(t *testing.T) {
 		bytes   int
 		aborted bool
 	}{
-		{"client left before the response", "GET", "leave at once", []step{gone}, 0, 0, true},
-		{"client left in the middle", "GET", "leave", []step{text(large), flush, gone}, 200, len(large), true},
-		{"client left after the declared end", "GET", "leave", []step{declare(len(large)), text(large), flush, gone}, 200, len(large), false},
-		{"out of time to shut down", "GET", "shut down", []step{text("some"), flush, gone}, 200, 4, true},
+		{"client disconnects before the response", "GET", "leave at once", []step{disconnected}, 0, 0, true},
+		{"client disconnects in the middle", "GET", "leave", []step{text(large), flush, disconnected}, 200, len(large), true},
+		{"client disconnects after the declared end", "GET", "leave", []step{declare(len(large)), text(large), flush, disconnected}, 200, len(large), false},
+		{"out of time to shut down", "GET", "shut down", []step{text("some"), flush, disconnected}, 200, 4, true},
 		{"waited for by a drain", "GET", "drain", []step{flush, drained, text("all")}, 200, 3, false},
 		{"WriteTimeout", "GET", "", []step{text("some"), flush, long}, 200, 4, true},
 		{"within WriteTimeout", "GET", "", []step{text("some"), flush, short}, 200, 4, false},
@@ -2005,7 +2005,7 @@ func TestCompressionOptOut(t *testing.T) {
 
 // sameHeader reports whether two responses have the same header but for some
 // fields.
-func sameHeader(a, b reply, but ...string) bool {
+func sameHeader(a, b response, but ...string) bool {
 	for _, field := range but {
 		delete(a.header, field)
 		delete(b.header, field)
@@ -2595,21 +2595,21 @@ func compressionRequest(method, url string, header http.Header) *http.Request {
 	return r
 }
 
-func compressionGet(t *testing.T, client *http.Client, url, method string, header http.Header) reply {
+func compressionGet(t *testing.T, client *http.Client, url, method string, header http.Header) response {
 	t.Helper()
 	return do(t, client, compressionRequest(method, url, header))
 }
 
-func compressionRecord(t *testing.T, h http.Handler, method string, header http.Header) reply {
+func compressionRecord(t *testing.T, h http.Handler, method string, header http.Header) response {
 	t.Helper()
 	w := httptest.NewRecorder()
 	h.ServeHTTP(w, compressionRequest(method, "/", header))
 	res := w.Result()
-	return reply{res.StatusCode, res.Header, w.Body.String(), res.Close}
+	return response{res.StatusCode, res.Header, w.Body.String(), res.Close}
 }
 
 // compressionText returns the text of a body, compressed or not.
-func compressionText(t *testing.T, r reply) string {
+func compressionText(t *testing.T, r response) string {
 	t.Helper()
 	if r.header.Get("Content-Encoding") != "gzip" {
 		return r.body
@@ -2643,14 +2643,14 @@ func serveHandler(t *testing.T, p protocol, logs *logBuffer, h http.Handler) (ur
 }
 
 // try is do for a request that may fail, or a response.
-func try(client *http.Client, req *http.Request) (reply, error) {
+func try(client *http.Client, req *http.Request) (response, error) {
 	res, err := client.Do(req)
 	if err != nil {
-		return reply{}, err
+		return response{}, err
 	}
 	defer res.Body.Close()
 	body, err := io.ReadAll(res.Body)
-	return reply{res.StatusCode, res.Header, string(body), res.Close}, err
+	return response{res.StatusCode, res.Header, string(body), res.Close}, err
 }
 
 // Shutdown
@@ -2799,7 +2799,7 @@ func TestShutdownGoesThroughItsPhases(t *testing.T) {
 
 // Connections that wait in the listener's queue when it is closed are reset,
 // and with them the requests that they carry.
-func TestQueuedConnectionsAreAnswered(t *testing.T) {
+func TestQueuedConnectionsAreServed(t *testing.T) {
 	srv := newServer(t, conduit.DefaultConfig(textHandler("ok")))
 	accepting, hold := make(chan struct{}, 100), make(chan struct{})
 	srv.HTTPServer().ConnState = func(_ net.Conn, state http.ConnState) {
@@ -2858,9 +2858,9 @@ func TestRunningRequestsAreWaitedFor(t *testing.T) {
 			<-finish
 			io.WriteString(w, "done")
 		})})
-		replies := make(chan reply, 10)
+		responses := make(chan response, 10)
 		for range 10 {
-			go func() { replies <- get(t, client, url) }()
+			go func() { responses <- get(t, client, url) }()
 		}
 		synctest.Wait()
 		srv.Drain()
@@ -2869,8 +2869,8 @@ func TestRunningRequestsAreWaitedFor(t *testing.T) {
 		time.Sleep(10 * time.Second)
 		close(finish)
 		for range 10 {
-			if got := <-replies; got.body != "done" {
-				t.Errorf("reply %+v, want done", got)
+			if got := <-responses; got.body != "done" {
+				t.Errorf("response %+v, want done", got)
 			}
 		}
 		if err := <-stopped; err != nil {
@@ -2879,7 +2879,7 @@ func TestRunningRequestsAreWaitedFor(t *testing.T) {
 	})
 }
 
-// On HTTP/2 a connection that is gone does not end its handlers. Hooks must not
+// On HTTP/2 a connection that is closed does not end its handlers. Hooks must not
 // close what they use.
 func TestHandlersOfClientsThatLeftAreWaitedFor(t *testing.T) {
 	eachBubble(t, func(t *testing.T, p protocol) {
@@ -2904,7 +2904,7 @@ func TestHandlersOfClientsThatLeftAreWaitedFor(t *testing.T) {
 	})
 }
 
-// A handler that a Timeout has answered for may still use what is closed after
+// A handler that a Timeout has responded for may still use what is closed after
 // the shutdown.
 func TestShutdownWaitsForAHandlerThatATimeoutLeftBehind(t *testing.T) {
 	for _, limit := range timeouts {
@@ -3262,7 +3262,7 @@ func TestRunEndsInEveryWayOnce(t *testing.T) {
 				defer cancel()
 				g.start(ctx)
 				if got := get(t, g.l.client(t), "http://conduit.test/"); got.body != "ok" {
-					t.Errorf("reply %+v", got)
+					t.Errorf("response %+v", got)
 				}
 				end(g, cancel)
 				if err := <-g.done; err != nil || hooks != 1 {
@@ -3454,7 +3454,7 @@ func TestTimeoutRespondsForALateHandler(t *testing.T) {
 				w.Header().Set("Content-Length", "7")
 				<-r.Context().Done()
 				if limit.fast {
-					// The client must have the reply while the handler runs on.
+					// The client must have the response while the handler runs on.
 					<-release
 				}
 				_, err := io.WriteString(w, "too late")
@@ -3603,7 +3603,7 @@ func TestTimeoutAbortsAStartedResponse(t *testing.T) {
 				t.Errorf("stuck %v: took %v, want 1s", stuck, took)
 			}
 			if body, err := io.ReadAll(res.Body); err == nil {
-				t.Errorf("stuck %v: read %d bytes as a whole reply, want an error", stuck, len(body))
+				t.Errorf("stuck %v: read %d bytes as a whole response, want an error", stuck, len(body))
 			}
 			synctest.Wait()
 			if line := logs.find("request"); len(line) != 1 || line[0]["status"] != 200.0 || line[0]["aborted"] != true {
@@ -3616,7 +3616,7 @@ func TestTimeoutAbortsAStartedResponse(t *testing.T) {
 	})
 }
 
-// net/http reads what is left of the body before it replies, which waits for
+// net/http reads what is left of the body before it responses, which waits for
 // the handler that is stuck in Read.
 func TestTimeoutFreesAHandlerStuckInTheBody(t *testing.T) {
 	eachTimeoutBubble(t, func(t *testing.T, p protocol, limit limiter) {
@@ -3696,7 +3696,7 @@ func TestTimeoutRespondsToAClientThatIsStillSending(t *testing.T) {
 	}
 }
 
-// A wrapper without Unwrap hides the deadlines. The client is answered even so,
+// A wrapper without Unwrap hides the deadlines. The client gets a response even so,
 // while the handler waits on for a body that does not come.
 func TestTimeoutRespondsWithoutDeadlines(t *testing.T) {
 	opaque := func(next http.Handler) http.Handler {
@@ -3935,7 +3935,7 @@ func TestPanicsCrossTheTimeoutWithTheirStack(t *testing.T) {
 		var logs logBuffer
 		url := serve(t, newServer(t, &conduit.Config{Logger: logs.logger(), Handler: conduit.Timeout(time.Minute)(http.HandlerFunc(panickingHandler))}))
 		if res, err := http.Get(url); err == nil {
-			t.Errorf("got %s, want a cut connection", res.Status)
+			t.Errorf("got %s, want a closed connection", res.Status)
 		}
 		line := logs.wait(t, func(line map[string]any) bool { return line["msg"] == "net/http" })
 		if text, _ := line["err"].(string); !strings.Contains(text, "boom") || !strings.Contains(text, "panickingHandler") {
@@ -4037,7 +4037,7 @@ func TestTimeoutOfTheContext(t *testing.T) {
 					t.Errorf("asked late %v, want %v", got, want)
 				}
 				wait = 0
-				gone := errors.New("client gone")
+				gone := errors.New("client disconnected")
 				time.AfterFunc(time.Second/2, func() { cancelParent(gone) })
 				want = result{time.Second / 2, [4]error{context.Canceled, gone, context.Canceled, gone}}
 				if got := run(); got != want {
@@ -4109,7 +4109,7 @@ func TestTimeoutAfterAnInformationalResponse(t *testing.T) {
 }
 
 // After a reset net/http may still be reading the header of an informational
-// reply when WriteHeader has returned.
+// response when WriteHeader has returned.
 func TestInformationalResponsesSurviveResets(t *testing.T) {
 	for _, limit := range timeouts {
 		t.Run(limit.name, func(t *testing.T) {
@@ -4300,7 +4300,7 @@ func TestALateHandlerTouchesNothing(t *testing.T) {
 		}
 		for range 3 {
 			if got := get(t, client, url); got.body != "ok" || got.header.Get("X-Late") != "" {
-				t.Errorf("the next reply %+v, want ok", got)
+				t.Errorf("the next response %+v, want ok", got)
 			}
 		}
 	})
@@ -4398,7 +4398,7 @@ func TestLateMultipartFilesAreRemoved(t *testing.T) {
 	}
 }
 
-// Handlers and timers that race for the reply: one of them has it whole.
+// Handlers and timers that race for the response: one of them has it whole.
 func TestTimeoutRaces(t *testing.T) {
 	eachTimeout(t, func(t *testing.T, p protocol, limit limiter) {
 		chain := conduit.Chain(conduit.RequestID(), conduit.Recovery(), conduit.Logging(), limit.new(2*time.Millisecond))
@@ -4412,21 +4412,21 @@ func TestTimeoutRaces(t *testing.T) {
 			w.Write(make([]byte, 1000))
 		}))})
 		url, client := p.serve(t, srv), p.client(t)
-		var whole, late, cut atomic.Int64
+		var whole, late, aborted atomic.Int64
 		var clients sync.WaitGroup
 		for range 8 {
 			clients.Go(func() {
 				for range 10 {
 					res, err := client.Get(url)
 					if err != nil {
-						cut.Add(1)
+						aborted.Add(1)
 						continue
 					}
 					body, err := io.ReadAll(res.Body)
 					res.Body.Close()
 					switch {
 					case err != nil:
-						cut.Add(1)
+						aborted.Add(1)
 					case res.StatusCode == 200 && len(body) == 3000:
 						whole.Add(1)
 					case res.StatusCode == 503 && string(body) == "Service Unavailable\n":
@@ -4439,7 +4439,7 @@ func TestTimeoutRaces(t *testing.T) {
 		}
 		clients.Wait()
 		if whole.Load() == 0 || late.Load() == 0 {
-			t.Errorf("%d whole, %d late, %d cut; want some of the first two", whole.Load(), late.Load(), cut.Load())
+			t.Errorf("%d whole, %d late, %d aborted; want some of the first two", whole.Load(), late.Load(), aborted.Load())
 		}
 	})
 }
@@ -4531,9 +4531,9 @@ func staticHash(content string) string {
 
 func staticTag(content string) string { return `"` + staticHash(content) + `"` }
 
-func staticGunzip(t testing.TB, coded string) string {
+func staticGunzip(t testing.TB, compressed string) string {
 	t.Helper()
-	z, err := gzip.NewReader(strings.NewReader(coded))
+	z, err := gzip.NewReader(strings.NewReader(compressed))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -4628,7 +4628,7 @@ func TestFileServerReportsEveryFault(t *testing.T) {
 	dir := staticTree(t, map[string]string{"file": ""})
 	for name, test := range map[string]struct {
 		cfg  *conduit.FileServerConfig
-		want string // the fields of the faults
+		want string // the fields of the errors
 	}{
 		"nil":                {nil, "Dir"},
 		"both":               {&conduit.FileServerConfig{Dir: dir, FS: os.DirFS(dir)}, "FS"},
@@ -4648,7 +4648,7 @@ func TestFileServerReportsEveryFault(t *testing.T) {
 			got = append(got, field)
 		}
 		if f != nil || strings.Join(got, " ") != test.want {
-			t.Errorf("%s: %v, want the faults of %s", name, err, test.want)
+			t.Errorf("%s: %v, want the errors of %s", name, err, test.want)
 		}
 	}
 	for _, prefix := range []string{"", "/", "/static/", "/a/b"} {
@@ -4912,9 +4912,9 @@ func TestStaticMediaTypes(t *testing.T) {
 	}
 }
 
-// What http.ServeContent answers to the same request for the same bytes, with
+// The response of http.ServeContent to the same request for the same bytes, with
 // the same header. The cases that do not reach it are among these.
-func TestStaticAnswersAsServeContent(t *testing.T) {
+func TestStaticRespondsAsServeContent(t *testing.T) {
 	files := staticServer(t, conduit.FileServerConfig{Dir: staticTree(t, staticSizes), MaxCachedFile: staticMaxCached})
 	const before, same, after = "Mon, 06 May 2024 07:08:08 GMT", staticModified, "Mon, 06 May 2024 07:08:10 GMT"
 	var requests []string
@@ -5139,7 +5139,7 @@ func TestStaticGzip(t *testing.T) {
 	files := staticServer(t, conduit.FileServerConfig{Dir: staticTree(t, bodies)})
 	for _, test := range []struct {
 		name, accept string
-		coded        bool
+		compressed   bool
 	}{
 		{"a.js", "gzip, deflate, br, zstd", true},
 		{"a.js", "br", false},
@@ -5158,7 +5158,7 @@ func TestStaticGzip(t *testing.T) {
 			h, body, want := rec.Header(), rec.Body.String(), bodies[test.name]
 			vary := map[bool]string{false: "Accept-Encoding"}[test.name == "a.png"]
 			staticHeader(t, what, h, "Content-Length: "+strconv.Itoa(len(body)), "Vary: "+vary)
-			if test.coded {
+			if test.compressed {
 				staticHeader(t, what, h, "Content-Encoding: gzip", "Accept-Ranges: ", `Etag: "`+staticHash(want)+`-gzip"`)
 				if len(body) > len(want)*2/5 {
 					t.Errorf("%s: %d bytes of %d", what, len(body), len(want))
@@ -5241,10 +5241,10 @@ func TestStaticPrecompressed(t *testing.T) {
 
 // A sidecar that is not kept in memory is opened when it is sent.
 func TestStaticLargeSidecar(t *testing.T) {
-	text, coded := strings.Repeat("text ", 1000), strings.Repeat("coded", 600)
-	tree := fstest.MapFS{"a.js": {Data: []byte(text), ModTime: staticTime}, "a.js.br": {Data: []byte(coded), ModTime: staticTime}}
+	text, compressed := strings.Repeat("text ", 1000), strings.Repeat("packed", 600)
+	tree := fstest.MapFS{"a.js": {Data: []byte(text), ModTime: staticTime}, "a.js.br": {Data: []byte(compressed), ModTime: staticTime}}
 	files := staticServer(t, conduit.FileServerConfig{FS: tree, Precompressed: true, MaxCachedFile: 1000, Recheck: -1})
-	h := staticGet(t, files, "/a.js", 200, coded, "Accept-Encoding: br")
+	h := staticGet(t, files, "/a.js", 200, compressed, "Accept-Encoding: br")
 	staticHeader(t, "a large sidecar", h, "Content-Encoding: br", "Accept-Ranges: ")
 	for range 2 {
 		tree["a.js.br"] = &fstest.MapFile{ModTime: staticTime} // is being written again
@@ -5260,7 +5260,7 @@ func TestStaticIsLeftAloneByCompression(t *testing.T) {
 	h := conduit.Compression()(files)
 	for target, test := range map[string]struct{ body, tag string }{
 		"/a.js":     {script, `"` + staticHash(script) + `-gzip"`},
-		"/large.js": {large, "W/"}, // coded by Compression
+		"/large.js": {large, "W/"}, // compressed by Compression
 	} {
 		rec := staticAsk(h, "GET", target, "Accept-Encoding: gzip")
 		tag := rec.Header().Get("Etag")
@@ -5837,14 +5837,14 @@ func TestStaticHitsDoNotAllocate(t *testing.T) {
 	dir := staticTree(t, map[string]string{"a.txt": strings.Repeat("x", 4096)})
 	files := staticServer(t, conduit.FileServerConfig{Dir: dir, Recheck: -1})
 	tag := staticAsk(files, "GET", "/a.txt").Header().Get("Etag")
-	coded := staticAsk(files, "GET", "/a.txt", "Accept-Encoding: gzip").Header().Get("Etag")
+	compressed := staticAsk(files, "GET", "/a.txt", "Accept-Encoding: gzip").Header().Get("Etag")
 	for name, r := range map[string]*http.Request{
 		"hit":      httptest.NewRequest("GET", "/a.txt", nil),
 		"head":     httptest.NewRequest("HEAD", "/a.txt", nil),
 		"version":  httptest.NewRequest("GET", files.URL("a.txt"), nil),
 		"gzip":     {Method: "GET", URL: &url.URL{Path: "/a.txt"}, Header: http.Header{"Accept-Encoding": {"gzip, deflate, br"}}},
 		"304":      {Method: "GET", URL: &url.URL{Path: "/a.txt"}, Header: http.Header{"If-None-Match": {tag}}},
-		"304 gzip": {Method: "GET", URL: &url.URL{Path: "/a.txt"}, Header: http.Header{"If-None-Match": {coded}, "Accept-Encoding": {"gzip"}}},
+		"304 gzip": {Method: "GET", URL: &url.URL{Path: "/a.txt"}, Header: http.Header{"If-None-Match": {compressed}, "Accept-Encoding": {"gzip"}}},
 	} {
 		w := &staticDiscard{header: make(http.Header)}
 		r = r.WithContext(context.WithValue(context.Background(), http.ServerContextKey, &http.Server{WriteTimeout: time.Second}))
@@ -6930,7 +6930,7 @@ func (f streamReader) Read(p []byte) (int, error) { return f(p) }
 
 // streamGot is a response with its log.
 type streamGot struct {
-	reply
+	response
 	err  error // of the request, or the body's
 	line map[string]any
 	logs *logBuffer
@@ -6946,7 +6946,7 @@ func streamGet(t *testing.T, p protocol, h http.Handler) (got streamGot) {
 		var body []byte
 		body, err = io.ReadAll(res.Body)
 		res.Body.Close()
-		got.reply = reply{status: res.StatusCode, header: res.Header, body: string(body)}
+		got.response = response{status: res.StatusCode, header: res.Header, body: string(body)}
 	}
 	got.err = err
 	time.Sleep(time.Minute) // for a handler that goes on
@@ -7397,13 +7397,13 @@ func TestSSEComment(t *testing.T) {
 func TestSSEHeaderGoesOutAtOnce(t *testing.T) {
 	eachBubble(t, func(t *testing.T, p protocol) {
 		for _, chain := range streamChains {
-			answered := make(chan struct{})
+			responded := make(chan struct{})
 			_, client, url := streamBubble(t, p, conduit.Config{Handler: chain.mw(streamHandler(t, conduit.NewSSEStream, func(s *conduit.SSEStream) error {
-				<-answered
+				<-responded
 				return nil
 			}))})
 			res, _ := streamOpen(t, client, url, "Accept-Encoding", "gzip, br")
-			close(answered)
+			close(responded)
 			body, err := io.ReadAll(res.Body)
 			if coding := res.Header.Get("Content-Encoding"); coding != "" || len(body) != 0 || err != nil {
 				t.Errorf("%s: got %q as %q, %v, want nothing", chain.name, body, coding, err)
@@ -8116,14 +8116,14 @@ func FuzzLastEventID(f *testing.F) {
 
 func TestProfilingConfigIsCheckedAndCopied(t *testing.T) {
 	cfg := &conduit.ProfilingConfig{MaxDuration: -1, MutexFraction: -1, BlockRate: -1, FlightRecorder: -1}
-	const faults = "conduit: MaxDuration: -1ns is negative\nconduit: MutexFraction: -1 is negative\nconduit: BlockRate: -1 is negative\nconduit: FlightRecorder: -1ns is negative"
-	if p, err := conduit.NewProfiler(cfg); p != nil || err == nil || err.Error() != faults {
-		t.Errorf("NewProfiler = %v, %v; want nil and\n%s", p, err, faults)
+	const errs = "conduit: MaxDuration: -1ns is negative\nconduit: MutexFraction: -1 is negative\nconduit: BlockRate: -1 is negative\nconduit: FlightRecorder: -1ns is negative"
+	if p, err := conduit.NewProfiler(cfg); p != nil || err == nil || err.Error() != errs {
+		t.Errorf("NewProfiler = %v, %v; want nil and\n%s", p, err, errs)
 	}
 	for _, addr := range []string{"", "127.0.0.1", ":no-such-service", "127.0.0.1:99999"} {
 		srv, err := conduit.NewProfilingServer(addr, cfg)
-		if srv != nil || err == nil || !strings.HasPrefix(err.Error(), "conduit: addr: ") || !strings.HasSuffix(err.Error(), "\n"+faults) {
-			t.Errorf("NewProfilingServer(%q) = %v, %v; want nil, addr and\n%s", addr, srv, err, faults)
+		if srv != nil || err == nil || !strings.HasPrefix(err.Error(), "conduit: addr: ") || !strings.HasSuffix(err.Error(), "\n"+errs) {
+			t.Errorf("NewProfilingServer(%q) = %v, %v; want nil, addr and\n%s", addr, srv, err, errs)
 		}
 	}
 	profilingPanics(t, "conduit: mux: is nil", func() { conduit.EnableDefaultProfiling(nil) })
@@ -8244,7 +8244,7 @@ func TestProfilingEndpoints(t *testing.T) {
 
 // On HTTP/2 a flush would end the response to HEAD, and nobody wants to wait for
 // a profile that is not sent.
-func TestProfilingAnswersHeadAtOnce(t *testing.T) {
+func TestProfilingRespondsToHeadAtOnce(t *testing.T) {
 	p := profilingNew(t, &conduit.ProfilingConfig{FlightRecorder: time.Second})
 	eachProtocol(t, func(t *testing.T, proto protocol) {
 		var logs logBuffer
@@ -8329,7 +8329,7 @@ func TestProfilingIsForThisMachine(t *testing.T) {
 	}
 }
 
-func TestProfilingAnswersOverAUnixSocket(t *testing.T) {
+func TestProfilingRespondsOverAUnixSocket(t *testing.T) {
 	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
 	if err != nil {
 		t.Fatal(err)
@@ -8467,7 +8467,7 @@ func TestProfilesEndEarly(t *testing.T) {
 
 func TestTraceEndsWhereItGrowsTooLarge(t *testing.T) {
 	url := profilingServe(t, nil)
-	got := make(chan reply, 1)
+	got := make(chan response, 1)
 	go func() { got <- get(t, http.DefaultClient, url+"trace?seconds=120") }()
 	profilingEventually(t, "the trace begins", trace.IsEnabled)
 	pad := strings.Repeat("x", 1000)
@@ -9309,7 +9309,7 @@ func TestNewAppliesTheDatabaseConfig(t *testing.T) {
 	bad := *cfg
 	bad.Handler = nil
 	if _, err := conduit.New(&bad); err == nil || db.Stats().MaxOpenConnections != 0 {
-		t.Errorf("a faulty config: %v, with the pool at %d; want an error and the pool left alone", err, db.Stats().MaxOpenConnections)
+		t.Errorf("an invalid config: %v, with the pool at %d; want an error and the pool left alone", err, db.Stats().MaxOpenConnections)
 	}
 	if _, err := conduit.New(cfg); err != nil || db.Stats().MaxOpenConnections != 7 {
 		t.Errorf("New = %v with the pool at %d, want 7", err, db.Stats().MaxOpenConnections)
@@ -9361,7 +9361,7 @@ func TestWarmThatFailsGivesEverythingBack(t *testing.T) {
 			return ctx.Err()
 		}, refused, time.Second, 4},
 		{"all are refused", func(context.Context, int64) error { return refused }, refused, 0, 0},
-		{"no answer", func(ctx context.Context, n int64) error { <-ctx.Done(); return ctx.Err() }, context.DeadlineExceeded, time.Minute, 0},
+		{"no response", func(ctx context.Context, n int64) error { <-ctx.Done(); return ctx.Err() }, context.DeadlineExceeded, time.Minute, 0},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -9476,7 +9476,7 @@ func TestDatabaseHealthTellsASaturatedPoolFromADatabaseThatIsDown(t *testing.T) 
 		{name: "refuses", db: &scriptedDatabase{dial: func(context.Context, int64) error { return down }}, open: 2, want: down},
 		{name: "silent when dialled", db: &scriptedDatabase{dial: func(ctx context.Context, _ int64) error { return hang(ctx) }}, open: 1, want: context.DeadlineExceeded, after: 5 * time.Second},
 		{name: "silent when asked", db: &scriptedDatabase{ping: hang}, open: 1, want: context.DeadlineExceeded, after: 5 * time.Second},
-		{name: "does not answer a ping", db: &scriptedDatabase{ping: func(context.Context) error { return down }}, open: 2, want: down},
+		{name: "does not respond to a ping", db: &scriptedDatabase{ping: func(context.Context) error { return down }}, open: 2, want: down},
 		{name: "well without Ping", db: &scriptedDatabase{query: func() error { return nil }}, open: 2},
 		{name: "down without Ping", db: &scriptedDatabase{query: func() error { return down }}, open: 2, want: down},
 		{name: "nothing but bad connections", db: &scriptedDatabase{ping: func(context.Context) error { return driver.ErrBadConn }}, open: 2, want: driver.ErrBadConn},
@@ -9524,7 +9524,7 @@ func TestDatabaseHealthTellsASaturatedPoolFromADatabaseThatIsDown(t *testing.T) 
 	}
 }
 
-// The context of a client that has gone says nothing about the pool.
+// The context of a client that has disconnected says nothing about the pool.
 func TestDatabaseHealthOfACancelledContext(t *testing.T) {
 	var d scriptedDatabase
 	db := d.open(t)
@@ -9827,37 +9827,37 @@ func rawDial(t *testing.T, addr string) (net.Conn, *bufio.Reader) {
 	return conn, bufio.NewReader(conn)
 }
 
-// reply is a response that has been read whole.
-type reply struct {
+// response is a response that has been read whole.
+type response struct {
 	status int
 	header http.Header
 	body   string
 	close  bool
 }
 
-func get(t *testing.T, client *http.Client, url string) reply {
+func get(t *testing.T, client *http.Client, url string) response {
 	t.Helper()
 	req, err := http.NewRequest("GET", url, nil)
 	if err != nil {
 		t.Error(err)
-		return reply{}
+		return response{}
 	}
 	return do(t, client, req)
 }
 
-func do(t *testing.T, client *http.Client, req *http.Request) reply {
+func do(t *testing.T, client *http.Client, req *http.Request) response {
 	t.Helper()
 	res, err := client.Do(req)
 	if err != nil {
 		t.Error(err)
-		return reply{}
+		return response{}
 	}
 	defer res.Body.Close()
 	body, err := io.ReadAll(res.Body)
 	if err != nil {
 		t.Errorf("%s %s: %d, then %v after %d bytes", req.Method, req.URL, res.StatusCode, err, len(body))
 	}
-	return reply{res.StatusCode, res.Header, string(body), res.Close}
+	return response{res.StatusCode, res.Header, string(body), res.Close}
 }
 
 func textHandler(text string) http.Handler {
@@ -9878,7 +9878,7 @@ func multipartBody(t *testing.T) (io.Reader, string) {
 	return &body, form.FormDataContentType()
 }
 
-// traceInformational notes the informational replies to a request.
+// traceInformational notes the informational responses to a request.
 func traceInformational(ctx context.Context, hints *[]string) context.Context {
 	return httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{Got1xxResponse: func(code int, header textproto.MIMEHeader) error {
 		*hints = append(*hints, fmt.Sprint(code, " ", header.Get("Link")))
@@ -9929,7 +9929,7 @@ func (b *logBuffer) find(msg string) []map[string]any {
 }
 
 // wait returns the first line that match accepts. What is logged after the
-// reply may not be there when the client has it; nil means it never came.
+// response may not be there when the client has it; nil means it never came.
 func (b *logBuffer) wait(t *testing.T, match func(map[string]any) bool) map[string]any {
 	t.Helper()
 	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); runtime.Gosched() {

@@ -137,7 +137,7 @@ func ExampleNew() {
 	// write 1m0s
 }
 
-// One error names every fault.
+// One error names every invalid field.
 func ExampleNew_faults() {
 	_, err := conduit.New(&conduit.Config{
 		Address:       "localhost",
@@ -182,7 +182,7 @@ func ExampleServer_Serve() {
 	// serve: <nil>
 }
 
-// The hooks run when the last request has been answered, the last one
+// The hooks run when the last request has its response, the last one
 // registered first: whatever was opened last is closed first.
 func ExampleGracefulShutdown() {
 	srv, err := conduit.New(&conduit.Config{
@@ -547,7 +547,7 @@ func ExampleConfig_milliseconds() {
 	// Output: /orders true
 }
 
-// A handler that takes too long is answered for, whether it heeds its context
+// A handler that takes too long gets a 503, whether it heeds its context
 // or not.
 func ExampleTimeout() {
 	release := make(chan struct{})
@@ -606,7 +606,7 @@ func ExampleTimeoutWith() {
 	timeout := conduit.TimeoutWith(&conduit.TimeoutConfig{
 		Duration: 10 * time.Millisecond,
 		Status:   http.StatusGatewayTimeout,
-		Message:  `{"error":"upstream did not answer in time"}`,
+		Message:  `{"error":"upstream did not respond in time"}`,
 		Skip:     func(r *http.Request) bool { return r.URL.Path == "/upload" },
 	})
 	handler := timeout(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -623,12 +623,12 @@ func ExampleTimeoutWith() {
 		fmt.Println(w.Code, w.Header().Get("Content-Type"), w.Body)
 	}
 	// Output:
-	// 504 application/json {"error":"upstream did not answer in time"}
+	// 504 application/json {"error":"upstream did not respond in time"}
 	// 200 text/plain; charset=utf-8 done
 }
 
 // A handler that hands its context on, as to a database, ends by itself when
-// the time is up. The reply is sent at that moment, not when it returns.
+// the time is up. The response is sent at that moment, not when it returns.
 func ExampleFastTimeout() {
 	query := func(ctx context.Context) error {
 		<-ctx.Done()
@@ -664,7 +664,7 @@ func ExampleDatabaseConfig_Apply() {
 }
 
 // The pool is bounded when the server is made, warm before the first request
-// comes, and closed when the last one that may use it has been answered.
+// comes, and closed when the last one that may use it has its response.
 func ExampleDatabaseConfig_Warm() {
 	db, err := sql.Open("postgres", os.Getenv("DATABASE_URL")) // import a driver for it
 	if err != nil {
@@ -706,7 +706,7 @@ func ExampleDatabaseHealth() {
 	}))
 }
 
-// A long list goes out coded to clients that accept it, a short reply as it
+// A long list is compressed for clients that accept it, a short response as it
 // is.
 func ExampleCompression() {
 	mux := http.NewServeMux()
@@ -739,7 +739,7 @@ func ExampleCompression() {
 	// /hello for identity: over 10 KB false, []
 }
 
-// Code large replies alone, of the types that the service sends, and take more
+// Compress only large responses, of the types that the service sends, and take more
 // time for it.
 func ExampleCompressionWith() {
 	compress := conduit.CompressionWith(&conduit.CompressionConfig{
@@ -979,7 +979,7 @@ func ExampleNewNDJSONStream() {
 }
 
 // The rows of a query, as they come from the database. An error before the
-// first one is out is answered, and one after it aborts the response.
+// first one is out gets a 500, and one after it aborts the response.
 func ExampleStreamJSON() {
 	rows := func(yield func(string, error) bool) {
 		// for rows.Next() { ... } and rows.Err() in the end

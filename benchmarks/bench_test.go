@@ -54,7 +54,7 @@ func benchmark(b *testing.B, p *peer, r *route, s *site) {
 			b.Error(err)
 		}
 	}()
-	// Over a connection, because a reply in process has no protocol.
+	// Over a connection, because a response in process has no protocol.
 	x, err := check(b.Context(), "http://"+l.Addr().String(), p, r, s)
 	if err != nil {
 		b.Fatal(err)

@@ -18,7 +18,7 @@ import (
 )
 
 // An exchange is a route's request as it is sent to one peer, and what the
-// reply was when it was checked.
+// response was when it was checked.
 type exchange struct {
 	method, path string
 	header       http.Header
@@ -40,7 +40,7 @@ func (r *route) header(p *peer) http.Header {
 	return h
 }
 
-// addValidators makes header that of a request of one who has a reply with
+// addValidators makes header that of a request of one who has a response with
 // the header received.
 func addValidators(header, received http.Header) {
 	if tag := received.Get("ETag"); tag != "" {
@@ -51,7 +51,7 @@ func addValidators(header, received http.Header) {
 	}
 }
 
-// check sends r to p at base, such as http://127.0.0.1:8080, and returns an error that says what in the reply is not as it must be. It is for
+// check sends r to p at base, such as http://127.0.0.1:8080, and returns an error that says what in the response is not as it must be. It is for
 // routes of the kind requests.
 func check(ctx context.Context, base string, p *peer, r *route, s *site) (*exchange, error) {
 	transport := newTransport()
@@ -71,7 +71,7 @@ func check(ctx context.Context, base string, p *peer, r *route, s *site) (*excha
 	if err != nil {
 		return nil, err
 	}
-	if err := r.checkReply(res, p, body, s); err != nil {
+	if err := r.checkResponse(res, p, body, s); err != nil {
 		return nil, fmt.Errorf("%s %s: %w", r.method, r.path, err)
 	}
 	x.status, x.length = res.StatusCode, len(body)
@@ -109,14 +109,14 @@ func (x *exchange) do(ctx context.Context, transport *http.Transport, base strin
 	return body, res, nil
 }
 
-// checkReply compares what matters in a reply: status, protocol, the header
+// checkResponse compares what matters in a response: status, protocol, the header
 // that a client or a cache goes by, and every byte of the body.
-func (r *route) checkReply(res *http.Response, p *peer, body []byte, s *site) error {
+func (r *route) checkResponse(res *http.Response, p *peer, body []byte, s *site) error {
 	if res.StatusCode != r.status {
 		return fmt.Errorf("status %d, want %d", res.StatusCode, r.status)
 	}
 	if want := map[bool]int{false: 1, true: 2}[r.http2]; res.ProtoMajor != want {
-		return fmt.Errorf("answered by %s, want HTTP/%d", res.Proto, want)
+		return fmt.Errorf("came by %s, want HTTP/%d", res.Proto, want)
 	}
 	if r.mime != "" {
 		got, _, err := mime.ParseMediaType(res.Header.Get("Content-Type"))
@@ -128,11 +128,11 @@ func (r *route) checkReply(res *http.Response, p *peer, body []byte, s *site) er
 		return errors.New("no X-Request-Id")
 	}
 	switch coding := cmp.Or(res.Header.Get("Content-Encoding"), "identity"); {
-	case coding == "identity" && !r.coded:
+	case coding == "identity" && !r.compressed:
 	case !r.gzip || coding != p.accepts():
 		return fmt.Errorf("Content-Encoding %s", coding)
 	case !strings.Contains(res.Header.Get("Vary"), "Accept-Encoding"):
-		return fmt.Errorf("coded, but Vary is %q", res.Header.Get("Vary"))
+		return fmt.Errorf("compressed, but Vary is %q", res.Header.Get("Vary"))
 	default:
 		var err error
 		if body, err = decode(coding, body); err != nil {

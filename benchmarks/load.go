@@ -99,7 +99,7 @@ func newHTTP2Load(x *exchange, base string) *load {
 	return l
 }
 
-// checkAgain returns an error unless a reply looks like the one that was
+// checkAgain returns an error unless a response looks like the one that was
 // checked.
 func (x *exchange) checkAgain(status, length int) error {
 	if status != x.status || length != x.length {
@@ -108,12 +108,12 @@ func (x *exchange) checkAgain(status, length int) error {
 	return nil
 }
 
-// run asks for d, and until the last replies have come, and returns how many
+// run asks for d, and until the last responses have come, and returns how many
 // did.
 func (l *load) run(ctx context.Context, d time.Duration) (int64, error) {
 	ctx, cancel := context.WithTimeout(ctx, d)
 	defer cancel()
-	var replies atomic.Int64
+	var responses atomic.Int64
 	var mu sync.Mutex
 	var errs []error
 	var group sync.WaitGroup
@@ -127,7 +127,7 @@ func (l *load) run(ctx context.Context, d time.Duration) (int64, error) {
 					cancel()
 					return
 				}
-				replies.Add(max(l.each, 1))
+				responses.Add(max(l.each, 1))
 			}
 		})
 	}
@@ -135,8 +135,8 @@ func (l *load) run(ctx context.Context, d time.Duration) (int64, error) {
 	if len(errs) > 0 {
 		return 0, errs[0] // the others only follow
 	}
-	if replies.Load() == 0 {
-		return 0, errors.New("no reply came in time")
+	if responses.Load() == 0 {
+		return 0, errors.New("no response came in time")
 	}
-	return replies.Load(), nil
+	return responses.Load(), nil
 }

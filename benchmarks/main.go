@@ -220,7 +220,7 @@ func (res *results) measure(ctx context.Context, o *options) error {
 			}
 		}
 	}
-	// A peer that hangs is cut by its own deadlines; this is for the sum.
+	// A peer that hangs is stopped by its own deadlines; this is for the sum.
 	ctx, cancel := context.WithTimeout(ctx, time.Minute+time.Duration(steps)*(3*m.seconds+5*time.Second))
 	defer cancel()
 	told := newProgress(steps)

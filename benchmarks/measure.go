@@ -21,8 +21,8 @@ const (
 
 // A sample is what one peer costs on one route in one round.
 type sample struct {
-	cost float64 // processor seconds of the server for one reply or event, or bytes for one connection
-	rate float64 // replies or events per second; 0 where there is no such thing
+	cost float64 // processor seconds of the server for one response or event, or bytes for one connection
+	rate float64 // responses or events per second; 0 where there is no such thing
 }
 
 // measurer has what all measurements need.
@@ -46,7 +46,7 @@ func (m *measurer) measure(ctx context.Context, p *process, r *route) (sample, e
 		s, err = m.measureConnections(ctx, p.peer, r)
 	}
 	if err == nil {
-		err = ctx.Err() // or one that was cut short would count
+		err = ctx.Err() // or one that ended early would count
 	}
 	if err != nil {
 		return sample{}, fmt.Errorf("%s by %s: %w", r.name, p.peer.name, err)
@@ -98,7 +98,7 @@ func (m *measurer) measureFanOut(ctx context.Context, p *process, r *route) (sam
 }
 
 // measureConnections has a process of its own, so that the memory is not what
-// others have left behind. Each connection has had one reply.
+// others have left behind. Each connection has had one response.
 func (m *measurer) measureConnections(ctx context.Context, peer *peer, r *route) (sample, error) {
 	p, err := startProcess(peer, m.dir, m.cpu)
 	if err != nil {

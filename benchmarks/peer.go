@@ -75,7 +75,7 @@ func builtWith(toolchain, program string) []peer {
 	return list
 }
 
-// notReady are the routes whose replies cannot be ready.
+// notReady are the routes whose responses cannot be ready.
 var notReady = []string{"post", "stream", "sse", "fan_out", "fan_out_one", "connections"}
 
 // has reports whether p serves r.

@@ -11,7 +11,7 @@ import (
 )
 
 // serveChi has chi's own middleware, in the order of its README. Its Timeout
-// cancels the request's context and answers for no handler that ignores that.
+// cancels the request's context and responds for no handler that ignores that.
 // It has no streams of its own: they are the usual loops by hand that send each
 // element when it is made.
 func serveChi(s *site, l, secure net.Listener) (*service, error) {
@@ -44,7 +44,7 @@ func serveChi(s *site, l, secure net.Listener) (*service, error) {
 	return serveHandler(s, l, secure, r)
 }
 
-// sendRequestID has the reply carry the id, which chi's own RequestID leaves to
+// sendRequestID has the response carry the id, which chi's own RequestID leaves to
 // the service.
 func sendRequestID(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -15,7 +15,7 @@ import (
 
 // serveGin has gin's own Logger and Recovery, and gin-contrib's request ids and
 // compression. For a timeout it has what costs least, a context that ends:
-// gin-contrib's own holds the reply back.
+// gin-contrib's own holds the response back.
 func serveGin(s *site, l, secure net.Listener) (*service, error) {
 	gin.SetMode(gin.ReleaseMode)
 	r := gin.New()

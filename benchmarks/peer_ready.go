@@ -9,31 +9,31 @@ import (
 	"slices"
 )
 
-// serveReady sends replies that are ready: what Conduit has answered once, the
+// serveReady sends responses that are ready: what Conduit has responded with once, the
 // header included, from one handler with no router. It is the limit that
 // net/http sets to whatever stands on it.
 func serveReady(s *site, l, secure net.Listener) (*service, error) {
-	replies, err := readyReplies(s)
+	responses, err := readyResponses(s)
 	if err != nil {
 		return nil, err
 	}
 	return serveHandler(s, l, secure, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		reply := replies[readyKey{
+		response := responses[readyKey{
 			path:        r.URL.Path,
 			gzip:        len(r.Header["Accept-Encoding"]) > 0,
 			conditional: len(r.Header["If-None-Match"]) > 0,
 		}]
-		if reply == nil {
+		if response == nil {
 			http.NotFound(w, r)
 			return
 		}
 		header := w.Header()
-		for name, values := range reply.header {
+		for name, values := range response.header {
 			header[name] = values
 		}
-		w.WriteHeader(reply.status)
-		if len(reply.body) > 0 {
-			w.Write(reply.body)
+		w.WriteHeader(response.status)
+		if len(response.body) > 0 {
+			w.Write(response.body)
 		}
 	}))
 }
@@ -43,14 +43,14 @@ type readyKey struct {
 	gzip, conditional bool
 }
 
-type readyReply struct {
+type readyResponse struct {
 	status int
 	header http.Header
 	body   []byte
 }
 
-// readyReplies asks a Conduit server for all replies that are always the same.
-func readyReplies(s *site) (map[readyKey]*readyReply, error) {
+// readyResponses asks a Conduit server for all responses that are always the same.
+func readyResponses(s *site) (map[readyKey]*readyResponse, error) {
 	l, secure, err := listen()
 	if err != nil {
 		return nil, err
@@ -59,7 +59,7 @@ func readyReplies(s *site) (map[readyKey]*readyReply, error) {
 	if err != nil {
 		return nil, err
 	}
-	replies := make(map[readyKey]*readyReply)
+	responses := make(map[readyKey]*readyResponse)
 	for _, r := range routes() {
 		if r.http2 || r.kind != requests || slices.Contains(notReady, r.name) {
 			continue
@@ -73,9 +73,9 @@ func readyReplies(s *site) (map[readyKey]*readyReply, error) {
 		if rec.Code != r.status {
 			return nil, fmt.Errorf("ready: %s: status %d, want %d", r.name, rec.Code, r.status)
 		}
-		replies[readyKey{r.path, r.gzip, r.conditional}] = &readyReply{rec.Code, rec.Header(), rec.Body.Bytes()}
+		responses[readyKey{r.path, r.gzip, r.conditional}] = &readyResponse{rec.Code, rec.Header(), rec.Body.Bytes()}
 	}
-	return replies, errors.Join(conduit.stop())
+	return responses, errors.Join(conduit.stop())
 }
 
 func record(h http.Handler, r *route, header http.Header) *httptest.ResponseRecorder {

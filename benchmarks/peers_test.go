@@ -62,7 +62,7 @@ func TestPeersPublishTheSame(t *testing.T) {
 				if got := res.Header.Get("Content-Type"); res.StatusCode != 200 || !strings.HasPrefix(got, "text/event-stream") {
 					t.Fatalf("%s, %q, want 200 and text/event-stream", res.Status, got)
 				}
-				// It ends where it was cut.
+				// It ends where it was closed.
 				stream, _ := io.ReadAll(res.Body)
 				got := parseEvents(stream)
 				// Before these three are those that told that all are there.
@@ -83,7 +83,7 @@ func TestPeersPublishTheSame(t *testing.T) {
 	}
 }
 
-// TestCheckSeesWhatDiffers has replies that differ from what is wanted in one
+// TestCheckSeesWhatDiffers has responses that differ from what is wanted in one
 // thing.
 func TestCheckSeesWhatDiffers(t *testing.T) {
 	s, err := newSite(t.TempDir())
@@ -100,7 +100,7 @@ func TestCheckSeesWhatDiffers(t *testing.T) {
 		{"text", "Content-Type", func(res *httptest.ResponseRecorder) { res.Header().Set("Content-Type", "text/html") }},
 		{"text", "body", func(res *httptest.ResponseRecorder) { res.Body.Bytes()[0]++ }},
 		{"text", "Content-Encoding", func(res *httptest.ResponseRecorder) { res.Header().Set("Content-Encoding", "gzip") }},
-		{"text_h2", "answered by HTTP/1.1", func(*httptest.ResponseRecorder) {}},
+		{"text_h2", "came by HTTP/1.1", func(*httptest.ResponseRecorder) {}},
 		{"json_array", "", func(*httptest.ResponseRecorder) {}},
 		{"json_array", "body", func(res *httptest.ResponseRecorder) { res.Body.Bytes()[len("[{")]++ }},
 		{"chain", "X-Request-Id", func(res *httptest.ResponseRecorder) { res.Header().Del("X-Request-Id") }},
@@ -135,7 +135,7 @@ func TestCheckSeesWhatDiffers(t *testing.T) {
 
 // startPeer starts p in this process until the test ends, and returns where it
 // serves. An nginx that is not installed is no failure, and nothing to be
-// skipped either: the others are what this module can answer for.
+// skipped either: the others are what this module is for.
 func startPeer(t *testing.T, p *peer) (s *site, base, secure string) {
 	t.Helper()
 	s, err := newSite(t.TempDir())

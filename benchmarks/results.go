@@ -28,7 +28,7 @@ func (res *results) cost(r *route, peer string) (float64, bool) {
 	return res.median(r, peer, func(s sample) float64 { return s.cost })
 }
 
-// rate returns the median of how many replies or events p gave in a second.
+// rate returns the median of how many responses or events p gave in a second.
 func (res *results) rate(r *route, peer string) (float64, bool) {
 	return res.median(r, peer, func(s sample) float64 { return s.rate })
 }
@@ -41,7 +41,7 @@ func (res *results) median(r *route, peer string, of func(sample) float64) (floa
 	return median(values)
 }
 
-// ratio returns how many replies peer gives for the same processor time in
+// ratio returns how many responses peer gives for the same processor time in
 // which against gives one: the median over the rounds, each of which compares
 // what was measured one after the other.
 func (res *results) ratio(r *route, peer, against string) (float64, bool) {

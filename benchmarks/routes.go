@@ -9,7 +9,7 @@ import (
 	"strings"
 )
 
-// A route is a row of the table: a request, the reply that every peer must
+// A route is a row of the table: a request, the response that every peer must
 // give, and what Conduit is to reach.
 type route struct {
 	name  string // in flags and in the names of benchmarks
@@ -20,8 +20,8 @@ type route struct {
 	path        string
 	body        string // sent as JSON
 	gzip        bool   // say that gzip is accepted
-	coded       bool   // and the reply must be coded, by a peer that is not free to leave it
-	conditional bool   // send the validators of a first reply
+	compressed  bool   // and the response must be compressed, by a peer that is not free to leave it
+	conditional bool   // send the validators of a first response
 
 	status int    // 200
 	mime   string // the media type, without parameters
@@ -95,7 +95,7 @@ func routes() []route {
 			mime: "text/plain", want: hello, targets: least(1.15, 1),
 		},
 		{
-			name: "gzip", title: "gzip of 40 KB JSON", path: "/document", gzip: true, coded: true,
+			name: "gzip", title: "gzip of 40 KB JSON", path: "/document", gzip: true, compressed: true,
 			mime: jsonType, want: func(s *site) []byte { return s.document }, targets: append(least(1.5, 1.2),
 				target{"conduit_gzip", []string{"net_http"}, 2.5},
 				target{"conduit_zstd", []string{"net_http"}, 2.5},
@@ -110,7 +110,7 @@ func routes() []route {
 			status: 304, want: func(*site) []byte { return nil }, targets: least(1.7, 1.7),
 		},
 		{
-			name: "script", title: "131 KB script as gzip", path: "/static/script.js", gzip: true, coded: true,
+			name: "script", title: "131 KB script as gzip", path: "/static/script.js", gzip: true, compressed: true,
 			mime: "text/javascript", want: func(s *site) []byte { return s.file("script.js") }, targets: least(1.8, 5),
 		},
 		{

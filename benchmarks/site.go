@@ -32,7 +32,7 @@ const (
 	eventData    = `{"price":19.99}`
 )
 
-// site is what all peers serve: the values behind the replies, and a directory
+// site is what all peers serve: the values behind the responses, and a directory
 // of files. Each peer has one of its own, because fiber leaves compressed
 // copies beside the files; the bytes are the same in all of them.
 type site struct {
@@ -98,8 +98,8 @@ func (s *site) writeFiles() error {
 		return err
 	}
 	script := script(131 << 10)
-	var coded bytes.Buffer
-	z := gzip.NewWriter(&coded)
+	var compressed bytes.Buffer
+	z := gzip.NewWriter(&compressed)
 	z.Write(script)
 	z.Close()
 	large := make([]byte, 1<<20)
@@ -110,7 +110,7 @@ func (s *site) writeFiles() error {
 	for name, content := range map[string][]byte{
 		"small.txt":    script[:4<<10],
 		"script.js":    script,
-		"script.js.gz": coded.Bytes(),
+		"script.js.gz": compressed.Bytes(),
 		"large.pdf":    large,
 	} {
 		path := filepath.Join(s.dir, name)

@@ -19,7 +19,7 @@ func (res *results) writeTables(w io.Writer) {
 		}
 		return "-"
 	})
-	fmt.Fprint(w, "\nReplies or events per second, with the server on one processor. The client has the other one, and can be what limits them.\n\n")
+	fmt.Fprint(w, "\nResponses or events per second, with the server on one processor. The client has the other one, and can be what limits them.\n\n")
 	res.writePeers(w, func(r *route, p *peer) string {
 		if rate, ok := res.rate(r, p.name); ok && rate > 0 {
 			return fmt.Sprintf("%.0f", rate)

@@ -145,7 +145,7 @@ func newVictim(t *testing.T, srv *http.Server, serve func(net.Listener) error, s
 	return v
 }
 
-// attack has the attackers attack, and others ask, until all attackers are cut or
+// attack has the attackers attack, and others ask, until all attackers are disconnected or
 // patience ends. It returns how many are left then.
 func (v *victim) attack(t *testing.T, a *attack) (left int) {
 	t.Helper()
@@ -182,24 +182,24 @@ func (v *victim) attack(t *testing.T, a *attack) (left int) {
 		time.Sleep(50 * time.Millisecond)
 	}
 	if left == 0 {
-		t.Logf("half of the attackers were cut after %.1f s, all after %.1f s", half.Seconds(), time.Since(begin).Seconds())
+		t.Logf("half of the attackers were disconnected after %.1f s, all after %.1f s", half.Seconds(), time.Since(begin).Seconds())
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	for _, client := range clients {
-		if lasted, cut := v.lasted[client]; cut && lasted < shortestTimeout {
-			t.Errorf("an attacker was cut after %v, before any timeout: that was no attack", lasted)
+		if lasted, disconnected := v.lasted[client]; disconnected && lasted < shortestTimeout {
+			t.Errorf("an attacker was disconnected after %v, before any timeout: that was no attack", lasted)
 		}
 	}
 	return left
 }
 
-// left returns how many of these clients the server has not cut.
+// left returns how many of these clients the server has not disconnected.
 func (v *victim) left(clients []string) (n int) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	for _, client := range clients {
-		if _, cut := v.lasted[client]; !cut {
+		if _, disconnected := v.lasted[client]; !disconnected {
 			n++
 		}
 	}
@@ -241,7 +241,7 @@ func dialSlow(ctx context.Context, address string) (net.Conn, error) {
 	return dialer.DialContext(ctx, "tcp", address)
 }
 
-// trickle attacks on conn until it is cut.
+// trickle attacks on conn until it is disconnected.
 func (a *attack) trickle(ctx context.Context, conn net.Conn) {
 	if _, err := io.WriteString(conn, a.begin); err != nil {
 		return

@@ -19,7 +19,7 @@ import (
 	"example.com/conduit"
 )
 
-// firstBytes are what a client has before the response is cut.
+// firstBytes are what a client has before the response is aborted.
 var firstBytes = strings.Repeat("0123456789abcde\n", 640)
 
 // cuts are the handlers that abort their responses.
@@ -137,7 +137,7 @@ func TestCurlSeesThatAResponseIsCut(t *testing.T) {
 		{"HTTP/1.1", []string{"--http1.1"}, plain.url + "/http1.1/", []int{partialFile}},
 		{"HTTP/1.0", []string{"--http1.0"}, plain.url + "/http1.0/", []int{receiveError}},
 		{"HTTP/2 in cleartext", []string{"--http2-prior-knowledge"}, plain.url + "/h2c/", []int{streamError}},
-		{"HTTP/1.1 over TLS", []string{"--insecure", "--http1.1"}, secure.url + "/http1.1/", []int{partialFile, receiveError}}, // a record is cut as well
+		{"HTTP/1.1 over TLS", []string{"--insecure", "--http1.1"}, secure.url + "/http1.1/", []int{partialFile, receiveError}}, // a record is truncated as well
 		{"HTTP/1.0 over TLS", []string{"--insecure", "--no-alpn", "--http1.0"}, secure.url + "/http1.0/", []int{receiveError}},
 		{"HTTP/2", []string{"--insecure", "--http2"}, secure.url + "/h2/", []int{streamError}},
 		{"nginx", nil, "http://" + nginx + "/old/", []int{partialFile}},

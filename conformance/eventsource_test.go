@@ -1,8 +1,8 @@
 // This file starts Chromium, and nginx with its defaults. It proves that the
 // browser's EventSource, over HTTP/1.1, over HTTP/2 and behind nginx, sees every
-// event once and in order, comes back with the last ID after a drain and after a cut,
+// event once and in order, comes back with the last ID after a drain and after an abort,
 // as soon as it is told to, and sees the gap after a restart that has forgotten the
-// events. A server that is away is tried again, unless nginx answers in its place.
+// events. A server that is away is tried again, unless nginx responds in its place.
 
 package conformance
 

@@ -420,7 +420,7 @@ var (
 type tab struct{ ctx context.Context }
 
 // newTab opens a page. Whatever it complains of on the console until the end is
-// a failure, but for connections, which the tests cut.
+// a failure, but for connections, which the tests close.
 func newTab(t *testing.T, url string) *tab {
 	t.Helper()
 	path := program(t, "chromium")

@@ -1,6 +1,6 @@
 // This file starts node with npm's eventsource, which it installs. It proves that
 // this client sees every event once and in order, over HTTP/1.1 and behind nginx,
-// comes back with the last ID after a drain and after a cut, as soon as it is told
+// comes back with the last ID after a drain and after an abort, as soon as it is told
 // to, and sees the gap after a restart that has forgotten the events.
 
 package conformance

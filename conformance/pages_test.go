@@ -131,7 +131,7 @@ func TestPageComesBackAfterARestartBehindNginx(t *testing.T) {
 		tab := openPage(t, startNginx(t, e.proxy(log)))
 		e.post("before")
 		stop()
-		eventually(t, "nginx has answered 502", func() bool {
+		eventually(t, "nginx has responded with 502", func() bool {
 			text, _ := os.ReadFile(log)
 			return strings.Contains(string(text), `" 502 `)
 		})

@@ -1,5 +1,5 @@
 // This file starts the client of github.com/r3labs/sse. It proves that the client
-// sees every event once and in order, and comes back with the last ID after a cut.
+// sees every event once and in order, and comes back with the last ID after an abort.
 // An end without an error, as a drain's, is the end to this client: a program that
 // subscribes again with it misses nothing either.
 

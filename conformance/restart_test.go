@@ -8,7 +8,7 @@
 //	go test -run Restarts -restarts 10 -compare -v
 //
 // also restarts net/http's server. Of so many POSTs, on two processors, these failed
-// with a 502 or a cut connection; none of them had been executed:
+// with a 502 or a closed connection; none of them had been executed:
 //
 //	nginx 1.22    Conduit, Delay 2 s                     0 of 144,070
 //	              net/http, Shutdown                    18 of 58,486
@@ -176,7 +176,7 @@ func TestRestartsLoseNoRequestOfDirectClients(t *testing.T) {
 	}
 
 	current, ended := run()
-	var answered, lost atomic.Int64
+	var responded, lost atomic.Int64
 	stop := make(chan struct{})
 	var clients sync.WaitGroup
 	for range 48 {
@@ -216,7 +216,7 @@ func TestRestartsLoseNoRequestOfDirectClients(t *testing.T) {
 					conn = nil
 					continue
 				}
-				answered.Add(1)
+				responded.Add(1)
 				if res.Close {
 					conn.Close()
 					conn = nil
@@ -225,7 +225,7 @@ func TestRestartsLoseNoRequestOfDirectClients(t *testing.T) {
 		})
 	}
 	for range 3 {
-		for before := answered.Load(); answered.Load() < before+500; {
+		for before := responded.Load(); responded.Load() < before+500; {
 			runtime.Gosched()
 		}
 		next, nextEnded := run()
@@ -242,9 +242,9 @@ func TestRestartsLoseNoRequestOfDirectClients(t *testing.T) {
 		t.Errorf("Run = %v", err)
 	}
 	if lost.Load() != 0 {
-		t.Errorf("%d of %d requests lost in three restarts", lost.Load(), lost.Load()+answered.Load())
+		t.Errorf("%d of %d requests lost in three restarts", lost.Load(), lost.Load()+responded.Load())
 	}
-	t.Logf("%d requests answered, %d lost", answered.Load(), lost.Load())
+	t.Logf("%d requests with a response, %d lost", responded.Load(), lost.Load())
 }
 
 func runConduit(ctx context.Context, l net.Listener, mux *http.ServeMux) error {
@@ -360,7 +360,7 @@ func (o *orders) note(what func()) {
 	what()
 }
 
-// post sends orders until ctx ends, and returns when all are answered.
+// post sends orders until ctx ends, and returns when all have a response.
 func (o *orders) post(ctx context.Context) {
 	const clients = 32
 	// net/http's client would send a POST again if it could.
@@ -428,7 +428,7 @@ func (o *orders) judge(t *testing.T, lose bool) {
 			twice++
 		}
 	}
-	report := fmt.Sprintf("of %d orders %d failed, %d were answered and not executed, %d executed twice", o.last, len(o.failures), phantom, twice)
+	report := fmt.Sprintf("of %d orders %d failed, %d got a response and were not executed, %d executed twice", o.last, len(o.failures), phantom, twice)
 	for _, reason := range slices.Sorted(maps.Keys(reasons)) {
 		report += fmt.Sprintf("\n%d times %s", reasons[reason], reason)
 	}

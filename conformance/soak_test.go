@@ -98,7 +98,7 @@ const (
 	// soakHeap is how many more bytes of the heap may be in use. In six runs there
 	// were 11 to 235 KiB less in the end, for what was left of the first storm had
 	// gone as well. It takes its time: a timer of net/http holds an HTTP/2
-	// connection that was cut, some 50 KiB, for IdleTimeout.
+	// connection that was closed early, some 50 KiB, for IdleTimeout.
 	soakHeap = 512 << 10
 )
 
@@ -512,7 +512,7 @@ var (
 		{"profile", (*soakClient).askProfile},
 		{"late handler", (*soakClient).askLate},
 		{"panic", (*soakClient).askPanic},
-		{"cut reply", (*soakClient).askCut},
+		{"aborted response", (*soakClient).askAborted},
 		{"pipeline", (*soakClient).pipeline},
 		{"slow writer", (*soakClient).writeSlowly},
 		// These do not.
@@ -573,13 +573,13 @@ func (c *soakClient) wish(most int) (id string, n int, query string) {
 }
 
 // ask asks over HTTP/1.1 or HTTP/2, with gzip or without, and sees to it that
-// the answer is to this very request.
-func (c *soakClient) ask(method, path, body string, header ...string) (soakReply, error) {
+// the response is to this very request.
+func (c *soakClient) ask(method, path, body string, header ...string) (soakResponse, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, method, "https://"+c.address+path, strings.NewReader(body))
 	if err != nil {
-		return soakReply{}, err
+		return soakResponse{}, err
 	}
 	id := c.id()
 	req.Header.Set("X-Request-ID", id)
@@ -593,18 +593,18 @@ func (c *soakClient) ask(method, path, body string, header ...string) (soakReply
 	}
 	res, err := client.Do(req)
 	if err != nil {
-		return soakReply{}, err
+		return soakResponse{}, err
 	}
 	defer res.Body.Close()
 	c.see(res.TLS)
 	text, err := io.ReadAll(res.Body)
 	if got := res.Header.Get("X-Request-ID"); got != id {
-		c.fail("%s: %s %s: the answer is to %q, want %q", c.kind, method, path, got, id)
+		c.fail("%s: %s %s: the response is to %q, want %q", c.kind, method, path, got, id)
 	}
-	return soakReply{res.StatusCode, res.Header, string(text)}, err
+	return soakResponse{res.StatusCode, res.Header, string(text)}, err
 }
 
-type soakReply struct {
+type soakResponse struct {
 	status int
 	header http.Header
 	body   string
@@ -617,9 +617,9 @@ func (c *soakClient) see(state *tls.ConnectionState) {
 	c.served[string(state.PeerCertificates[0].Raw)] = true
 }
 
-// want asks for what must be answered with one of some statuses, and returns the
-// answer.
-func (c *soakClient) want(method, path, body string, statuses ...int) soakReply {
+// want asks for what must get one of some statuses, and returns the
+// response.
+func (c *soakClient) want(method, path, body string, statuses ...int) soakResponse {
 	start := time.Now()
 	got, err := c.ask(method, path, body)
 	if err != nil || !slices.Contains(statuses, got.status) {
@@ -783,7 +783,7 @@ func (c *soakClient) askProfile() {
 	}
 }
 
-// askLate lets FastTimeout's reply, which ends with the handler on HTTP/2, end by
+// askLate lets FastTimeout's response, which ends with the handler on HTTP/2, end by
 // a reset: that comes after a second, in which a busy machine may not get to it.
 func (c *soakClient) askLate() {
 	path, fast := "/late?how="+c.pick("heeds", "deaf", "panic"), c.rand.IntN(3) == 0
@@ -802,7 +802,7 @@ func (c *soakClient) askPanic() {
 }
 
 // What could not be sent whole does not look whole.
-func (c *soakClient) askCut() {
+func (c *soakClient) askAborted() {
 	_, _, query := c.wish(2000)
 	path := c.pick("/late?how=begun", "/latefast?how=begun", "/panic?how=begun", "/json/fails"+query)
 	if got, err := c.ask("GET", path, ""); err == nil && got.status < 500 {
@@ -810,7 +810,7 @@ func (c *soakClient) askCut() {
 	}
 }
 
-// pipeline sends requests without waiting for the answers, which are to come in
+// pipeline sends requests without waiting for the responses, which are to come in
 // order.
 func (c *soakClient) pipeline() {
 	conn := c.dial()
@@ -830,8 +830,8 @@ func (c *soakClient) pipeline() {
 	go io.WriteString(conn, requests.String())
 	r := bufio.NewReader(conn)
 	for i, want := range want {
-		if got, err := readReply(r); err != nil || got != want {
-			c.fail("%s: reply %d: got %d bytes %.40q, %v; want %d bytes %.40q", c.kind, i, len(got), got, err, len(want), want)
+		if got, err := readResponse(r); err != nil || got != want {
+			c.fail("%s: response %d: got %d bytes %.40q, %v; want %d bytes %.40q", c.kind, i, len(got), got, err, len(want), want)
 			return
 		}
 	}
@@ -852,13 +852,13 @@ func (c *soakClient) writeSlowly() {
 		request = request[n:]
 		c.pause(20 * time.Millisecond)
 	}
-	if got, err := readReply(bufio.NewReader(conn)); err != nil || got != body {
+	if got, err := readResponse(bufio.NewReader(conn)); err != nil || got != body {
 		c.fail("%s: got %.40q, %v; want %.40q", c.kind, got, err, body)
 	}
 }
 
-// readReply returns the body of a 200.
-func readReply(r *bufio.Reader) (string, error) {
+// readResponse returns the body of a 200.
+func readResponse(r *bufio.Reader) (string, error) {
 	res, err := http.ReadResponse(r, nil)
 	if err != nil {
 		return "", err
@@ -919,7 +919,7 @@ func (c *soakClient) anything() string {
 		"/debug/pprof/goroutine", "/debug/pprof/profile", "/none") + query
 }
 
-// abort goes away in the middle of a reply.
+// abort goes away in the middle of a response.
 func (c *soakClient) abort() {
 	conn := c.dial()
 	defer c.leave(conn)
@@ -983,7 +983,7 @@ func (c *soakClient) writeHalf() {
 	c.pause(100 * time.Millisecond)
 }
 
-// writeBadBody sends a body that is cut, or is none.
+// writeBadBody sends a body that is truncated, or is none.
 func (c *soakClient) writeBadBody() {
 	conn := c.dial()
 	defer c.leave(conn)
@@ -1125,7 +1125,7 @@ func replaceFile(name string, data []byte) {
 }
 
 // renewCertificates puts one in place of the other, every second time after one
-// that is cut off.
+// that is truncated.
 func (c *soakClient) renewCertificates() {
 	certFile, keyFile := filepath.Join(c.certDir, "cert.pem"), filepath.Join(c.certDir, "key.pem")
 	for c.ctx.Err() == nil {
