@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT
+
 // Package conduit is what a production HTTP service needs around net/http: a
 // server that is safe as configured ([New]), a shutdown that loses no request
 // ([GracefulShutdown]), timeouts that respond ([Timeout]), static files
@@ -79,6 +81,10 @@ import (
 	"sync/atomic"
 	"time"
 )
+
+// Version is the release that this copy of the package is. Releases follow
+// semantic versioning.
+const Version = "1.0.0"
 
 // Config describes a [Server].
 type Config struct {

@@ -68,6 +68,7 @@ func exportedNames(t *testing.T) (lines []string) {
 }
 
 const exported = `
+const Version untyped string
 func Chain(mw ...Middleware) Middleware
 func Compression() Middleware
 type CompressionConfig struct
