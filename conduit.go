@@ -1986,9 +1986,9 @@ func (c *LoggingConfig) log(x *responseWriter, r *http.Request, path string, sta
 
 // CompressionConfig configures [CompressionWith].
 type CompressionConfig struct {
-	// Level is the built-in gzip's, 1 (fastest) to 9. Default: 4. Text is up to 5
-	// percent larger than at gzip's default, 6, in a third to two thirds of the
-	// time.
+	// Level is the built-in gzip's, 1 (fastest) to 9. Default: 4. Beside level 6,
+	// gzip's own default, 40 KB of text take a third to two thirds of the time on
+	// Go 1.26, two thirds or more on 1.27, and are 1 to 9 percent larger.
 	Level int
 
 	// MinSize is the least number of bytes to compress. Default: 1024.
