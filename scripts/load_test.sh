@@ -5,7 +5,6 @@ set -euo pipefail
 export LC_ALL=C
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-results=$root/dist/load_test
 vegeta_module=github.com/tsenart/vegeta/v12@v12.13.0
 many=10000 # connections of the target for memory
 
@@ -13,7 +12,7 @@ usage() {
 	cat <<EOF
 Usage: scripts/load_test.sh SUBCOMMAND
 
-  vegeta      a constant rate; leaves a plot of the latencies
+  vegeta      a constant rate
   ab          as many requests as go, with ApacheBench
   wrk         as many requests as go, with wrk
   endpoints   each endpoint of examples/optimized in turn
@@ -280,18 +279,15 @@ table_header() { printf '%-34s %10s %9s %9s %8s\n' "$1" req/s 'p50 ms' 'p99 ms' 
 run_vegeta() {
 	need_server
 	need_vegeta
-	mkdir -p "$results"
-	attack "$results/vegeta.bin"
-	"${vegeta[@]}" report "$results/vegeta.bin"
-	"${vegeta[@]}" plot -title "$url, $rate requests per second" "$results/vegeta.bin" >"$results/vegeta.html"
-	echo "plot of the latencies: $results/vegeta.html"
+	attack
+	"${vegeta[@]}" report "$tmp/results"
 }
 
-# attack has vegeta send rate for duration, and leaves its results in a file.
+# attack has vegeta send rate for duration.
 attack() {
 	echo "GET $url" >"$tmp/target"
 	attend "vegeta, $rate req/s" "$duration" "${vegeta[@]}" attack -insecure -targets "$tmp/target" -rate "$rate/1s" -duration "${duration}s" \
-		-workers "$workers" -max-workers 2000 -output "$1"
+		-workers "$workers" -max-workers 2000 -output "$tmp/results"
 }
 
 run_ab() {
@@ -354,10 +350,10 @@ run_profile() {
 	need_go
 	need_server
 	need_wrk
-	local status file=$results/cpu.pprof
+	local status file=$root/dist/load_test/cpu.pprof
 	status=$(curl -sS -k -o /dev/null --max-time 5 -w '%{http_code}' "$origin/debug/pprof/") || die "$origin/debug/pprof/ does not answer"
 	[ "$status" = 200 ] || die "$origin/debug/pprof/ answers $status: the server has no profiling, or not for this machine"
-	mkdir -p "$results"
+	mkdir -p "${file%/*}"
 	# A little longer than the profile, so that all of it is under load.
 	start wrk -t "$(threads "$workers")" -c "$workers" -d "$((duration + 5))s" "$url"
 	local load=$started
@@ -433,7 +429,7 @@ EOF
 judge_at_rate() {
 	local reason='' by cpu latencies before sent success
 	before=$(cpu_seconds)
-	if ! attack "$tmp/results" 2>"$tmp/error"; then
+	if ! attack 2>"$tmp/error"; then
 		reason="vegeta: $(tail -n 1 "$tmp/error")"
 		sent=0
 	else
