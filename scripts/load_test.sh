@@ -28,7 +28,7 @@ Usage: scripts/load_test.sh SUBCOMMAND
 From the environment:
 
   SERVER_URL  what to load (http://127.0.0.1:8080); targets and all start
-              examples/optimized there if nothing answers on this machine
+              examples/optimized there if nothing responds on this machine
   DURATION    seconds of each measurement (10)
   RATE        requests per second of vegeta (1000) and of targets (30000)
   WORKERS     connections (64)
@@ -181,9 +181,9 @@ need_vegeta() {
 	"${vegeta[@]}" -version >"$tmp/vegeta" 2>&1 || die "vegeta cannot be run with go run $vegeta_module: $(tail -n 1 "$tmp/vegeta")"
 }
 
-# answers reports whether there is an HTTP server at the URL, whatever it
-# answers, and leaves the reason in refused if there is none.
-answers() {
+# responds reports whether an HTTP server responds at the URL, with any status.
+# It leaves the reason in refused if none does.
+responds() {
 	need_curl
 	refused=$(curl -sS -k -o /dev/null --max-time 5 "$1" 2>&1) && return
 	refused=${refused#curl: }
@@ -191,7 +191,7 @@ answers() {
 }
 
 need_server() {
-	answers "$url" || die "$url does not answer ($refused); go run ./examples/optimized serves http://127.0.0.1:8080"
+	responds "$url" || die "$url does not respond ($refused); go run ./examples/optimized serves http://127.0.0.1:8080"
 }
 
 # need_files makes sure that so many connections can be open.
@@ -206,13 +206,13 @@ need_files() {
 	fi
 }
 
-# server_or_example makes sure of a server at url: the one that answers, or
+# server_or_example makes sure of a server at url: the one that responds, or
 # examples/optimized, which ends with this script.
 server_or_example() {
-	answers "$url" && return
+	responds "$url" && return
 	case $scheme:$host in
 	http:127.* | http:localhost | http:\[::1\]) ;;
-	*) die "$url does not answer ($refused), and examples/optimized can only be started on this machine, with http" ;;
+	*) die "$url does not respond ($refused), and examples/optimized can only be started on this machine, with http" ;;
 	esac
 	need_go
 	(cd "$root" && go build -buildvcs=false -o "$tmp/optimized" ./examples/optimized) >"$tmp/build" 2>&1 ||
@@ -223,14 +223,14 @@ server_or_example() {
 	server=$!
 	set +m
 	for _ in {1..50}; do
-		if answers "$url"; then
+		if responds "$url"; then
 			echo "examples/optimized serves $origin"
 			return
 		fi
 		kill -0 "$server" 2>/dev/null || break
 		sleep 0.1
 	done
-	die "$url does not answer, and examples/optimized does not start there: $(timeout 2 "$tmp/optimized" -addr "$host:$port" 2>&1 | head -n 1)"
+	die "$url does not respond, and examples/optimized does not start there: $(timeout 2 "$tmp/optimized" -addr "$host:$port" 2>&1 | head -n 1)"
 }
 
 # threads is how many wrk has: half of the processors, the others are the
@@ -311,7 +311,7 @@ run_endpoints() {
 	for endpoint in / /health /api/posts /api/posts/1 /api/posts/stream /static/style.css '/static/queue.js gzip'; do
 		local header=() path=${endpoint% gzip}
 		[ "$path" = "$endpoint" ] || header=(-H 'Accept-Encoding: gzip')
-		status=$(curl -sS -k -o /dev/null --max-time 5 -w '%{http_code}' "$origin$path") || die "$origin$path does not answer"
+		status=$(curl -sS -k -o /dev/null --max-time 5 -w '%{http_code}' "$origin$path") || die "$origin$path does not respond"
 		if [ "$status" != 200 ]; then
 			printf '%-34s not there (%s)\n' "$endpoint" "$status"
 			continue
@@ -351,8 +351,8 @@ run_profile() {
 	need_server
 	need_wrk
 	local status file=$root/dist/load_test/cpu.pprof
-	status=$(curl -sS -k -o /dev/null --max-time 5 -w '%{http_code}' "$origin/debug/pprof/") || die "$origin/debug/pprof/ does not answer"
-	[ "$status" = 200 ] || die "$origin/debug/pprof/ answers $status: the server has no profiling, or not for this machine"
+	status=$(curl -sS -k -o /dev/null --max-time 5 -w '%{http_code}' "$origin/debug/pprof/") || die "$origin/debug/pprof/ does not respond"
+	[ "$status" = 200 ] || die "$origin/debug/pprof/ responds with $status: the server has no profiling, or not for this machine"
 	mkdir -p "${file%/*}"
 	# A little longer than the profile, so that all of it is under load.
 	start wrk -t "$(threads "$workers")" -c "$workers" -d "$((duration + 5))s" "$url"
