@@ -5,7 +5,6 @@ set -euo pipefail
 export LC_ALL=C
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-vegeta_module=github.com/tsenart/vegeta/v12@v12.13.0
 many=10000 # connections of the target for memory
 
 usage() {
@@ -13,16 +12,16 @@ usage() {
 Usage: scripts/load_test.sh SUBCOMMAND
 
   vegeta      a constant rate
-  ab          as many requests as go, with ApacheBench
-  wrk         as many requests as go, with wrk
+  ab          as many requests as possible, with ApacheBench
+  wrk         as many requests as possible, with wrk
   endpoints   each endpoint of examples/optimized in turn
   concurrent  1, 10, 100 and 1,000 connections
   keepalive   connections that are kept, and a new one for each request
   profile     a CPU profile under load; prints its top
-  targets     measures and judges: throughput of 30,000 req/s, p50 < 5 ms,
-              p95 < 10 ms, p99 < 50 ms, less than 500 MB with $many
-              connections, less than 80 % CPU at the rate; latencies and
-              CPU are those of wrk where vegeta cannot send as much
+  targets     measures and judges: throughput of 30,000 req/s; at RATE,
+              p50 < 5 ms, p95 < 10 ms, p99 < 50 ms and less than 80 % CPU;
+              less than 500 MB with $many connections. vegeta sends RATE;
+              where it cannot, wrk sends it, and the output says so
   all         all of them
 
 From the environment:
@@ -57,14 +56,14 @@ main() {
 	esac
 	[ $# -eq 1 ] || die "unexpected argument '$2' (see --help)"
 	read_environment "$1"
-	# 1 is for a target that was missed; what fails otherwise is no measurement.
+	# 1 is for a missed target; any other failure is 2.
 	set -E
 	trap 'exit 2' ERR
 	tmp=$(mktemp -d)
 	trap clean_up EXIT
 	trap 'exit 130' INT
 	trap 'exit 143' TERM
-	# Progress is for whoever started this, also where errors are kept.
+	# Progress goes here, also where errors go to a file.
 	exec 3>&2
 	"run_$1"
 }
@@ -95,8 +94,8 @@ is_number() {
 	[[ $2 =~ ^[1-9][0-9]{0,8}$ ]] || die "$1 is '$2', not a whole number from 1 on"
 }
 
-# What this script has started is in groups of processes of its own, which end
-# with it, however it ends.
+# Each command that this script starts has a process group of its own, which
+# ends with the script, however it ends.
 groups=()
 server=
 
@@ -105,14 +104,7 @@ clean_up() {
 	for pid in ${groups[@]+"${groups[@]}"}; do
 		kill -TERM -- "-$pid" 2>/dev/null || true
 	done
-	if [ -n "$server" ]; then
-		kill -TERM "$server" 2>/dev/null || true
-		for _ in {1..100}; do
-			kill -0 "$server" 2>/dev/null || break
-			sleep 0.1
-		done
-		kill -KILL "$server" 2>/dev/null || true
-	fi
+	[ -z "$server" ] || wait "$server" 2>/dev/null || true
 	rm -rf "$tmp"
 }
 
@@ -126,72 +118,56 @@ start() {
 	groups+=("$started")
 }
 
-# attend runs a command that takes about so many seconds, and says meanwhile how
-# far it is. The command's status is its own.
+# attend runs a command that takes about so many seconds. It shows the progress:
+# all the time on a terminal, every ten seconds elsewhere. The command's status
+# is its own.
 attend() {
-	local what=$1 seconds=$2 rc=0 command ticker
+	local what=$1 seconds=$2 begin=$SECONDS shown=0 now
 	shift 2
 	start "$@"
-	command=$started
-	start tick "$what" "$seconds"
-	ticker=$started
-	wait "$command" || rc=$?
-	stop "$ticker"
-	[ ! -t 3 ] || printf '\r\033[K' >&3
-	return "$rc"
-}
-
-# stop ends what start has started. TERM would not do: a function that has only
-# just been started has this shell's traps still, and would clean up.
-stop() {
-	kill -KILL -- "-$1" 2>/dev/null || true
-	wait "$1" 2>/dev/null || true
-}
-
-# tick says how far a measurement is: every second on a terminal, every ten
-# elsewhere.
-tick() {
-	local second
-	for ((second = 1; ; second++)); do
-		sleep 1
+	while kill -0 "$started" 2>/dev/null; do
+		sleep 0.5
+		now=$((SECONDS - begin))
 		if [ -t 3 ]; then
-			printf '\r\033[K%s: %d of %d s' "$1" "$second" "$2" >&3
-		elif [ $((second % 10)) = 0 ]; then
-			printf '%s: %d of %d s\n' "$1" "$second" "$2" >&3
+			printf '\r\033[K%s: %d of %d s' "$what" "$now" "$seconds" >&3
+		elif [ "$now" -ge $((shown + 10)) ]; then
+			shown=$now
+			printf '%s: %d of %d s\n' "$what" "$now" "$seconds" >&3
 		fi
 	done
+	[ ! -t 3 ] || printf '\r\033[K' >&3
+	wait "$started"
 }
 
 need() {
-	command -v "$1" >/dev/null || die "$1 is missing: $2"
+	command -v "$1" >/dev/null && return
+	case $1 in
+	go) die 'go is missing: see https://go.dev/doc/install' ;;
+	ab) die 'ab is missing: on Debian, apt-get install apache2-utils' ;;
+	*) die "$1 is missing: on Debian, apt-get install $1; on macOS, brew install $1" ;;
+	esac
 }
-need_curl() { need curl 'on Debian, apt-get install curl'; }
-need_wrk() { need wrk 'on Debian, apt-get install wrk; on macOS, brew install wrk'; }
-need_ab() { need ab 'on Debian, apt-get install apache2-utils; on macOS it is there'; }
-need_go() { need go 'see https://go.dev/doc/install'; }
 
-# need_vegeta sets vegeta to the command, which Go builds if it is not there.
 need_vegeta() {
-	if command -v vegeta >/dev/null; then
-		vegeta=(vegeta)
-		return
-	fi
-	command -v go >/dev/null || die "vegeta is missing: install Go (https://go.dev/doc/install), which runs it with go run $vegeta_module"
-	vegeta=(go run "$vegeta_module")
-	"${vegeta[@]}" -version >"$tmp/vegeta" 2>&1 || die "vegeta cannot be run with go run $vegeta_module: $(tail -n 1 "$tmp/vegeta")"
+	need go
+	GOBIN=$tmp go install github.com/tsenart/vegeta/v12@v12.13.0 >"$tmp/build" 2>&1 ||
+		die "vegeta does not build: $(tail -n 1 "$tmp/build")"
 }
 
 # responds reports whether an HTTP server responds at the URL, with any status.
 # It leaves the reason in refused if none does.
 responds() {
-	need_curl
+	need curl
 	refused=$(curl -sS -k -o /dev/null --max-time 5 "$1" 2>&1) && return
 	refused=${refused#curl: }
 	return 1
 }
 
+# need_server makes sure of a server at url, and of the tools given.
 need_server() {
+	local tool
 	responds "$url" || die "$url does not respond ($refused); go run ./examples/optimized serves http://127.0.0.1:8080"
+	for tool; do need "$tool"; done
 }
 
 # need_files makes sure that so many connections can be open.
@@ -206,22 +182,20 @@ need_files() {
 	fi
 }
 
-# server_or_example makes sure of a server at url: the one that responds, or
-# examples/optimized, which ends with this script.
+# server_or_example makes sure that a server responds at url. It starts
+# examples/optimized, which ends with this script, if none does.
 server_or_example() {
 	responds "$url" && return
 	case $scheme:$host in
 	http:127.* | http:localhost | http:\[::1\]) ;;
 	*) die "$url does not respond ($refused), and examples/optimized can only be started on this machine, with http" ;;
 	esac
-	need_go
+	need go
 	(cd "$root" && go build -buildvcs=false -o "$tmp/optimized" ./examples/optimized) >"$tmp/build" 2>&1 ||
 		die "examples/optimized does not build: $(tail -n 1 "$tmp/build")"
-	# Its log goes nowhere: a file of it would grow by some megabytes a second.
-	set -m
-	"$tmp/optimized" -addr "$host:$port" </dev/null >/dev/null 2>&1 &
-	server=$!
-	set +m
+	# A file of its log would grow by some megabytes a second.
+	start "$tmp/optimized" -addr "$host:$port" >/dev/null 2>&1
+	server=$started
 	for _ in {1..50}; do
 		if responds "$url"; then
 			echo "examples/optimized serves $origin"
@@ -233,6 +207,8 @@ server_or_example() {
 	die "$url does not respond, and examples/optimized does not start there: $(timeout 2 "$tmp/optimized" -addr "$host:$port" 2>&1 | head -n 1)"
 }
 
+processors() { getconf _NPROCESSORS_ONLN; }
+
 # threads is how many wrk has: half of the processors, the others are the
 # server's.
 threads() {
@@ -242,70 +218,79 @@ threads() {
 	echo "$n"
 }
 
-processors() { getconf _NPROCESSORS_ONLN; }
-
-# load_with_wrk loads with so many connections, for duration, and prints what
-# wrk says.
+# load_with_wrk loads with so many connections, for duration, and prints the
+# output of wrk.
 load_with_wrk() {
 	local connections=$1 what=$2
 	shift 2
 	attend "$what" "$duration" wrk -t "$(threads "$connections")" -c "$connections" -d "${duration}s" --timeout 10s --latency "$@"
 }
 
-# of_wrk prints one thing of what wrk has said: rate, p50, p99 in milliseconds,
-# or errors.
-of_wrk() {
-	awk -v what="$1" '
-		function ms(s) {
-			if (s ~ /us$/) return s / 1000
-			if (s ~ /ms$/) return s + 0
-			if (s ~ /m$/) return s * 60000
-			return s * 1000
-		}
-		/^Requests\/sec:/ { rate = sprintf("%.0f", $2) }
-		$1 == "50%" { p50 = sprintf("%.2f", ms($2)) }
-		$1 == "99%" { p99 = sprintf("%.2f", ms($2)) }
-		/Socket errors:/ { gsub(/,/, ""); errors += $4 + $6 + $8 + $10 }
-		/Non-2xx or 3xx responses:/ { errors += $NF }
-		END { print what == "rate" ? rate : what == "p50" ? p50 : what == "p99" ? p99 : errors + 0 }
-	' "$tmp/wrk"
+# measure loads with wrk too, and sets sent, p50, p95, p99 (in milliseconds) and
+# errors. A rate and the number of threads may follow the URL, after --: wrk has
+# no rate limit, but waits before each request for as long as delay returns.
+measure() {
+	cat >"$tmp/wrk.lua" <<'EOF'
+local ffi = require("ffi")
+ffi.cdef("typedef struct { long s; int us; } timeval; int gettimeofday(timeval *, void *);")
+
+local function now()
+	local t = ffi.new("timeval")
+	ffi.C.gettimeofday(t, nil)
+	return tonumber(t.s) * 1000 + t.us / 1000
+end
+
+function init(args)
+	if not args[1] then return end
+	local interval, due = 1000 * args[2] / args[1], now()
+	function delay()
+		due = due + interval
+		return math.max(0, due - now())
+	end
+end
+
+function done(summary, latency)
+	local e = summary.errors
+	io.write(string.format("figures %d %.2f %.2f %.2f %d\n", summary.requests / summary.duration * 1e6,
+		latency:percentile(50) / 1000, latency:percentile(95) / 1000, latency:percentile(99) / 1000,
+		e.connect + e.read + e.write + e.timeout + e.status))
+end
+EOF
+	load_with_wrk "$1" "$2" -s "$tmp/wrk.lua" "${@:3}" >"$tmp/wrk" || return
+	read -r sent p50 p95 p99 errors <<<"$(sed -n 's/^figures //p' "$tmp/wrk")"
 }
 
-# row prints a line of a table of what wrk has said, below the one of
-# table_header.
-row() { printf '%-34s %10s %9s %9s %8s\n' "$1" "$(of_wrk rate)" "$(of_wrk p50)" "$(of_wrk p99)" "$(of_wrk errors)"; }
+# row prints what measure has set, below table_header.
+row() { printf '%-34s %10s %9s %9s %8s\n' "$1" "$sent" "$p50" "$p99" "$errors"; }
 table_header() { printf '%-34s %10s %9s %9s %8s\n' "$1" req/s 'p50 ms' 'p99 ms' errors; }
 
 run_vegeta() {
-	need_server
+	need_server go
 	need_vegeta
 	attack
-	"${vegeta[@]}" report "$tmp/results"
+	"$tmp/vegeta" report "$tmp/results"
 }
 
 # attack has vegeta send rate for duration.
 attack() {
 	echo "GET $url" >"$tmp/target"
-	attend "vegeta, $rate req/s" "$duration" "${vegeta[@]}" attack -insecure -targets "$tmp/target" -rate "$rate/1s" -duration "${duration}s" \
+	attend "vegeta, $rate req/s" "$duration" "$tmp/vegeta" attack -insecure -targets "$tmp/target" -rate "$rate/1s" -duration "${duration}s" \
 		-workers "$workers" -max-workers 2000 -output "$tmp/results"
 }
 
 run_ab() {
-	need_server
-	need_ab
+	need_server ab
 	# -n after -t: ab would stop at 50,000.
 	attend ab "$duration" ab -q -k -c "$workers" -t "$duration" -n 100000000 "$url"
 }
 
 run_wrk() {
-	need_server
-	need_wrk
+	need_server wrk
 	load_with_wrk "$workers" wrk "$url"
 }
 
 run_endpoints() {
-	need_server
-	need_wrk
+	need_server wrk
 	local endpoint status
 	table_header endpoint
 	for endpoint in / /health /api/posts /api/posts/1 /api/posts/stream /static/style.css '/static/queue.js gzip'; do
@@ -316,40 +301,36 @@ run_endpoints() {
 			printf '%-34s not there (%s)\n' "$endpoint" "$status"
 			continue
 		fi
-		load_with_wrk "$workers" "$endpoint" ${header[@]+"${header[@]}"} "$origin$path" >"$tmp/wrk"
+		measure "$workers" "$endpoint" ${header[@]+"${header[@]}"} "$origin$path"
 		row "$endpoint"
 	done
 }
 
 run_concurrent() {
 	need_files 1000
-	need_server
-	need_wrk
+	need_server wrk
 	local connections
 	table_header connections
 	for connections in 1 10 100 1000; do
-		load_with_wrk "$connections" "$connections connections" "$url" >"$tmp/wrk"
+		measure "$connections" "$connections connections" "$url"
 		row "$connections"
 	done
 }
 
 run_keepalive() {
-	need_server
-	need_wrk
+	need_server wrk
 	local kept
 	table_header connections
-	load_with_wrk "$workers" kept "$url" >"$tmp/wrk"
+	measure "$workers" kept "$url"
 	row kept
-	kept=$(of_wrk rate)
-	load_with_wrk "$workers" 'a new one each' -H 'Connection: close' "$url" >"$tmp/wrk"
+	kept=$sent
+	measure "$workers" 'a new one each' -H 'Connection: close' "$url"
 	row 'a new one for each request'
-	awk -v kept="$kept" -v new="$(of_wrk rate)" 'BEGIN { if (new > 0) printf "kept ones give %.1f times as much\n", kept / new }'
+	awk -v kept="$kept" -v new="$sent" 'BEGIN { if (new > 0) printf "kept connections carry %.1f times as many requests\n", kept / new }'
 }
 
 run_profile() {
-	need_go
-	need_server
-	need_wrk
+	need_server go wrk
 	local status file=$root/dist/load_test/cpu.pprof
 	status=$(curl -sS -k -o /dev/null --max-time 5 -w '%{http_code}' "$origin/debug/pprof/") || die "$origin/debug/pprof/ does not respond"
 	[ "$status" = 200 ] || die "$origin/debug/pprof/ responds with $status: the server has no profiling, or not for this machine"
@@ -360,119 +341,90 @@ run_profile() {
 	sleep 0.5
 	attend 'CPU profile' "$duration" curl -sS -k -f -o "$file" --max-time $((duration + 30)) "$origin/debug/pprof/profile?seconds=$duration" ||
 		die "no profile from $origin/debug/pprof/profile?seconds=$duration"
-	kill -0 "$load" 2>/dev/null || die "wrk ended early: $url was not under load all the time"
-	stop "$load"
+	kill "$load" 2>/dev/null || die "wrk ended early: $url was not under load all the time"
 	go tool pprof -top -nodecount=30 "$file"
 	echo "profile: $file (go tool pprof -http : $file)"
 }
 
 # The verdict of the targets.
 missed=0
-unmeasured=0
+not_judged=0
 
 run_targets() {
 	need_files "$many"
-	need_wrk
-	need_vegeta
+	need wrk
 	server_or_example
+	need_vegeta
 	find_server
-	here="$(processors) processors"
-	printf '%-46s %-38s %s\n' target measured ''
+	printf '%-46s %-32s %s\n' target measured ''
 	judge_throughput
 	judge_at_rate
 	judge_memory
 	[ "$missed" = 0 ] || exit 1
-	[ "$unmeasured" = 0 ] || exit 2
+	[ "$not_judged" = 0 ] || exit 2
 }
 
-# judge prints a target, the figure and whether it is reached, which a condition
-# of awk says.
+# judge prints a target, its figure and whether it is reached, as a condition of
+# awk says. A fourth argument says why the target cannot be judged.
 judge() {
 	local verdict=ok
-	awk "BEGIN { exit !($3) }" || verdict=MISSED missed=1
-	printf '%-46s %-38s %s\n' "$1" "$2" "$verdict"
+	if [ -n "${4-}" ]; then
+		verdict="not judged: $4" not_judged=1
+	else
+		awk "BEGIN { exit !($3) }" || verdict=MISSED missed=1
+	fi
+	printf '%-46s %-32s %s\n' "$1" "$2" "$verdict"
 }
 
-not_measured() {
-	unmeasured=1
-	printf '%-46s %-38s %s\n' "$1" - "not measured: $2"
-}
-
-# judge_throughput has wrk ask as fast as it can, and keeps for judge_at_rate
-# what latencies and CPU were meanwhile.
+# judge_throughput has wrk send as many requests as it can.
 judge_throughput() {
-	local what='throughput of at least 30000 req/s' before
-	full_rate=0
-	cat >"$tmp/percentiles.lua" <<'EOF'
-done = function(summary, latency, requests)
-	io.write(string.format("percentiles %.3f %.3f %.3f\n", latency:percentile(50) / 1000, latency:percentile(95) / 1000, latency:percentile(99) / 1000))
-end
-EOF
-	before=$(cpu_seconds)
-	if ! load_with_wrk "$workers" throughput -s "$tmp/percentiles.lua" "$url" >"$tmp/wrk" 2>&1; then
-		not_measured "$what" "$(tail -n 1 "$tmp/wrk")"
+	local what='throughput of at least 30000 req/s' reason=''
+	if ! measure "$workers" throughput "$url" 2>"$tmp/error"; then
+		judge "$what" - '' "$(tail -n 1 "$tmp/error")"
 		return
 	fi
-	full_cpu=$(percent_since "$before")
-	if [ "$(of_wrk errors)" != 0 ]; then
-		not_measured "$what" "$(of_wrk errors) requests failed"
-		return
-	fi
-	full_rate=$(of_wrk rate)
-	full_latencies=$(awk '/^percentiles / { print $2, $3, $4 }' "$tmp/wrk")
-	judge "$what" "$full_rate req/s" "$full_rate >= 30000"
+	[ "$errors" = 0 ] || reason="$errors requests failed"
+	judge "$what" "$sent req/s" "$sent >= 30000" "$reason"
 }
 
-# judge_at_rate judges latencies and CPU at the rate, as vegeta sends it. Where
-# vegeta cannot send as much, which takes it several times the processor time
-# that the server takes, they are those of wrk if that had more than the rate.
+# judge_at_rate judges latencies and CPU at the rate. vegeta keeps its schedule,
+# but takes far more processor time than the server. Where it cannot send the
+# rate, wrk does. wrk needs a free connection for each request, and corrects its
+# latencies for the requests that a slow response delays.
 judge_at_rate() {
-	local reason='' by cpu latencies before sent success
+	local by=vegeta reason='' least=$((rate * 95 / 100)) before cpu
 	before=$(cpu_seconds)
-	if ! attack 2>"$tmp/error"; then
-		reason="vegeta: $(tail -n 1 "$tmp/error")"
-		sent=0
-	else
+	measure_with_vegeta
+	cpu=$(percent_since "$before")
+	if [ "$sent" -lt "$least" ]; then
+		echo "vegeta sent only $sent of $rate req/s on this machine: wrk sends the rate instead"
+		by=wrk
+		before=$(cpu_seconds)
+		measure "$workers" "wrk, $rate req/s" "$url" -- "$rate" "$(threads "$workers")"
 		cpu=$(percent_since "$before")
-		"${vegeta[@]}" report -type json "$tmp/results" >"$tmp/report"
-		sent=$(of_vegeta rate)
-		sent=${sent%.*}
-		success=$(of_vegeta success)
-		by="vegeta, $sent req/s"
-		latencies=$(awk -v a="$(of_vegeta 50th)" -v b="$(of_vegeta 95th)" -v c="$(of_vegeta 99th)" 'BEGIN { print a / 1e6, b / 1e6, c / 1e6 }')
 	fi
-	if [ $((sent * 100)) -lt $((rate * 95)) ]; then
-		if [ "$full_rate" -ge "$rate" ]; then
-			by="wrk, $full_rate req/s" latencies=$full_latencies cpu=$full_cpu
-		else
-			reason=${reason:-"vegeta sent only $sent req/s, wrk $full_rate: set RATE lower, or load from another machine"}
-		fi
-	elif [ "$success" != 1 ]; then
-		reason="only $success of vegeta's requests succeeded"
+	if [ "$errors" != 0 ]; then
+		reason="$errors requests failed"
+	elif [ "$sent" -lt "$least" ]; then
+		reason='the rate was not reached'
 	fi
 
-	local p50 p95 p99
-	read -r p50 p95 p99 <<<"${latencies:-}"
-	judge_latency 50 5 "$p50" "$by" "$reason"
-	judge_latency 95 10 "$p95" "$by" "$reason"
-	judge_latency 99 50 "$p99" "$by" "$reason"
-	local what="CPU below 80 % of $here at $rate req/s"
-	if [ -z "$pid" ]; then
-		not_measured "$what" "$no_process"
-	elif [ -n "$reason" ]; then
-		not_measured "$what" "$reason"
-	else
-		judge "$what" "$cpu % ($by)" "$cpu < 80"
-	fi
+	by="at $sent req/s ($by)"
+	judge "p50 below 5 ms at $rate req/s" "$p50 ms $by" "$p50 < 5" "$reason"
+	judge "p95 below 10 ms at $rate req/s" "$p95 ms $by" "$p95 < 10" "$reason"
+	judge "p99 below 50 ms at $rate req/s" "$p99 ms $by" "$p99 < 50" "$reason"
+	[ -n "$pid" ] || reason=$no_process cpu=-
+	judge "CPU below 80 % of $(processors) processors at $rate req/s" "$cpu % $by" "$cpu < 80" "$reason"
 }
 
-judge_latency() {
-	local what="p$1 below $2 ms at $rate req/s"
-	if [ -n "$5" ]; then
-		not_measured "$what" "$5"
-	else
-		judge "$what" "$(printf '%.2f ms (%s)' "$3" "$4")" "$3 < $2"
-	fi
+# measure_with_vegeta sets what measure sets.
+measure_with_vegeta() {
+	attack
+	"$tmp/vegeta" report -type json "$tmp/results" >"$tmp/report"
+	read -r sent p50 p95 p99 errors <<<"$(
+		sed -E 's/.*"50th":([^,]+).*"95th":([^,]+).*"99th":([^,]+).*"requests":([^,]+),"rate":([^,]+).*"success":([^,]+).*/\5 \1 \2 \3 \4 \6/' "$tmp/report" |
+			awk '{ printf "%d %.2f %.2f %.2f %.0f", $1, $2 / 1e6, $3 / 1e6, $4 / 1e6, $5 * (1 - $6) }'
+	)"
 }
 
 # cpu_seconds prints how long the server has run, in user and system mode.
@@ -483,94 +435,70 @@ cpu_seconds() {
 	}
 	# The name, which comes second, may have spaces in it.
 	sed 's/^.*) //' "/proc/$pid/stat" 2>/dev/null | awk -v hz="$(getconf CLK_TCK)" '{ print ($12 + $13) / hz }' ||
-		die "process $pid, the server, has gone"
+		die "process $pid, the server, has ended"
 }
 
-# percent_since prints how much of all processors the server has had for
-# duration, since cpu_seconds printed what is given.
+# percent_since prints the server's share of all processors for duration, since
+# cpu_seconds printed the argument.
 percent_since() {
 	local now
 	now=$(cpu_seconds)
 	awk -v a="$1" -v b="$now" -v s="$duration" -v n="$(processors)" 'BEGIN { printf "%.0f", 100 * (b - a) / s / n }'
 }
 
-# of_vegeta prints a number of vegeta's report.
-of_vegeta() { sed -nE "s/.*\"$1\":([0-9.]+).*/\1/p" "$tmp/report"; }
-
-# judge_memory has many connections at work, and looks at the server meanwhile.
+# judge_memory has many connections send requests, and looks at the server
+# meanwhile.
 judge_memory() {
 	local what="less than 500 MB with $many connections" limit
 	if [ -z "$pid" ]; then
-		not_measured "$what" "$no_process"
+		judge "$what" - '' "$no_process"
 		return
 	fi
-	if ! limit=$(awk '/^Max open files/ { print $4 }' "/proc/$pid/limits" 2>/dev/null); then
-		not_measured "$what" "process $pid has gone"
-		return
-	fi
+	limit=$(awk '/^Max open files/ { print $4 }' "/proc/$pid/limits")
 	if [ "$limit" != unlimited ] && [ "$limit" -lt $((many + 100)) ]; then
-		not_measured "$what" "the server may open $limit files, and needs $((many + 100))"
+		judge "$what" - '' "the server may open $limit files, and needs $((many + 100))"
 		return
 	fi
-	start watch_memory "$pid"
-	local watcher=$started rc=0 kilobytes connections
-	attend "$many connections" "$((duration + 5))" wrk -t "$(threads "$many")" -c "$many" -d "$((duration + 5))s" --timeout 30s "$url" >"$tmp/wrk" 2>&1 || rc=$?
-	stop "$watcher"
-	if [ "$rc" != 0 ]; then
-		not_measured "$what" "$(tail -n 1 "$tmp/wrk")"
+	start look_at_server
+	if ! attend "$many connections" "$((duration + 5))" wrk -t "$(threads "$many")" -c "$many" -d "$((duration + 5))s" --timeout 30s "$url" >"$tmp/wrk" 2>&1; then
+		judge "$what" - '' "$(tail -n 1 "$tmp/wrk")"
 		return
 	fi
-	if ! read -r kilobytes connections <"$tmp/memory"; then
-		not_measured "$what" "process $pid has gone"
-		return
-	fi
-	# The server has a few files besides.
-	if [ "$connections" -lt "$many" ]; then
-		not_measured "$what" "no more than $connections were open at a time"
-		return
-	fi
-	local megabytes=$((kilobytes * 1024 / 1000000))
-	judge "$what" "$megabytes MB" "$megabytes < 500"
+	local megabytes connections reason=''
+	read -r megabytes connections <"$tmp/memory" || die "process $pid, the server, has ended"
+	[ "$connections" -ge "$many" ] || reason="only $connections connections were open"
+	judge "$what" "$megabytes MB at most" "$megabytes < 500" "$reason"
 }
 
-# watch_memory keeps the most memory that a process has, in kilobytes, and the
-# most files that it has open, in a file.
-watch_memory() {
-	local most=0 files=0 now
-	while sleep 0.2; do
-		now=$(awk '/^VmRSS/ { print $2 }' "/proc/$1/status" 2>/dev/null) || return 0
-		[ "$now" -le "$most" ] || most=$now
-		now=$(find "/proc/$1/fd" -lname 'socket:*' 2>/dev/null | wc -l)
-		[ "$now" -le "$files" ] || files=$now
-		echo "$most $files" >"$tmp/memory.new"
-		mv "$tmp/memory.new" "$tmp/memory"
-	done
+# look_at_server keeps in a file the most memory that the server has had since
+# its start, and how many sockets it has shortly before wrk ends.
+look_at_server() {
+	local most
+	sleep $((duration + 3))
+	most=$(awk '/^VmHWM/ { printf "%d", $2 * 1024 / 1e6 }' "/proc/$pid/status")
+	echo "$most $(find "/proc/$pid/fd" -lname 'socket:*' | wc -l)" >"$tmp/memory"
 }
 
 # find_server sets pid to the number of the process of this machine that listens
-# on port, or no_process to why there is none to look at.
+# on port. It sets no_process to the reason if there is none to look at.
 find_server() {
-	pid=
+	pid=$server
+	[ -z "$pid" ] || return 0
 	no_process="no process of this machine listens on port $port"
 	[ -r /proc/net/tcp ] || return 0
-	if [ -n "$server" ]; then
-		pid=$server
-		return
-	fi
 	case $host in
 	127.* | localhost | \[::1\]) ;;
 	*) return 0 ;;
 	esac
-	local inode inodes pids
+	local inode inodes
 	inodes=$(awk -v port="$(printf ':%04X' "$port")" '$4 == "0A" && substr($2, length($2) - 4) == port { print $10 }' /proc/net/tcp /proc/net/tcp6 2>/dev/null || true)
-	pids=$(for inode in $inodes; do
+	pid=$(for inode in $inodes; do
 		find /proc/[0-9]*/fd -lname "socket:\[$inode\]" 2>/dev/null || true
 	done | cut -d / -f 3 | sort -u)
-	if [ "$(wc -w <<<"$pids")" -gt 1 ]; then
+	if [ "$(wc -w <<<"$pid")" -gt 1 ]; then
+		pid=
 		no_process="several processes listen on port $port"
-		return
 	fi
-	pid=$pids
 }
 
 run_all() {
@@ -581,7 +509,7 @@ run_all() {
 		rc=0
 		start "${BASH_SOURCE[0]}" "$name"
 		wait "$started" || rc=$?
-		# A target that is missed is worse than a tool that is.
+		# A missed target is worse than a missing tool.
 		if [ "$rc" = 1 ] || [ "$worst" = 0 ]; then worst=$rc; fi
 	done
 	exit "$worst"
