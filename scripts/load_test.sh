@@ -28,7 +28,7 @@ From the environment:
 
   SERVER_URL  what to load (http://127.0.0.1:8080); targets and all start
               examples/optimized there if nothing responds on this machine
-  DURATION    seconds of each measurement (10)
+  DURATION    seconds of each measurement, as 5 or 5s (10)
   RATE        requests per second of vegeta (1000) and of targets (30000)
   WORKERS     connections (64)
 
@@ -72,6 +72,7 @@ main() {
 read_environment() {
 	url=${SERVER_URL:-http://127.0.0.1:8080}
 	duration=${DURATION:-10}
+	duration=${duration%s}
 	workers=${WORKERS:-64}
 	if [ "$1" = vegeta ]; then rate=${RATE:-1000}; else rate=${RATE:-30000}; fi
 	is_number DURATION "$duration"
