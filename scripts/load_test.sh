@@ -169,6 +169,7 @@ need_server() {
 	local tool
 	responds "$url" || die "$url does not respond ($refused); go run ./examples/optimized serves http://127.0.0.1:8080"
 	for tool; do need "$tool"; done
+	warn_if_busy
 }
 
 # need_files makes sure that so many connections can be open.
@@ -181,6 +182,20 @@ need_files() {
 	if [ "$(ulimit -n)" != unlimited ] && [ "$(ulimit -n)" -lt "$need" ]; then
 		ulimit -Sn "$need"
 	fi
+}
+
+# warn_if_busy says so where other programs use this machine's processors.
+warn_if_busy() {
+	[ -r /proc/stat ] || return 0
+	local before
+	before=$(head -n 1 /proc/stat)
+	sleep 1
+	head -n 1 /proc/stat | awk -v before="$before" '{
+		split(before, b)
+		for (i = 2; i <= 9; i++) all += $i - b[i]
+		if (all > 0) idle = 100 * ($5 + $6 - b[5] - b[6]) / all
+		if (all > 0 && idle < 80) printf "This machine was only %d %% idle before the run: other programs make the figures worse.\n", idle
+	}'
 }
 
 # server_or_example makes sure that a server responds at url. It starts
@@ -357,6 +372,7 @@ run_targets() {
 	server_or_example
 	need_vegeta
 	find_server
+	warn_if_busy
 	printf '%-46s %-32s %s\n' target measured ''
 	judge_throughput
 	judge_at_rate
