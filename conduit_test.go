@@ -72,7 +72,7 @@ func TestMain(m *testing.M) {
 
 // Server
 
-func TestNewReportsEveryFault(t *testing.T) {
+func TestNewReportsEveryInvalidField(t *testing.T) {
 	type config = conduit.Config
 	certFile, keyFile := writeCertificate(t, t.TempDir(), newCertificate(t, "a.test"))
 	otherCert, _ := writeCertificate(t, t.TempDir(), newCertificate(t, "b.test"))
@@ -3172,7 +3172,7 @@ func (c *limitConn) Close() error {
 func TestHooksRunLastInFirstOut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGraceful(t, conduit.ShutdownConfig{HookTimeout: 8 * time.Second}, http.NotFoundHandler())
-		var mu sync.Mutex // a hook that was given up goes on
+		var mu sync.Mutex // a hook that was abandoned goes on
 		var order []string
 		note := func(name string) {
 			mu.Lock()
@@ -3616,7 +3616,7 @@ func TestTimeoutAbortsAStartedResponse(t *testing.T) {
 	})
 }
 
-// net/http reads what is left of the body before it responses, which waits for
+// net/http reads what is left of the body before it responds, which waits for
 // the handler that is stuck in Read.
 func TestTimeoutFreesAHandlerStuckInTheBody(t *testing.T) {
 	eachTimeoutBubble(t, func(t *testing.T, p protocol, limit limiter) {
@@ -7617,7 +7617,7 @@ func TestSSEServeTakesWhatIsReadyAtADrain(t *testing.T) {
 	})
 }
 
-// A goroutine that SSEHandler's serve has left behind writes nothing, nor does a
+// A goroutine that SSEHandler's serve has abandoned writes nothing, nor does a
 // heartbeat.
 func TestSSEHandlerEndsItsStream(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

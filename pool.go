@@ -90,8 +90,8 @@ func (c *DatabaseConfig) withDefaults(prefix string) (DatabaseConfig, error) {
 
 // Apply sets the bounds on c.DB, at any time. Idle connections beyond a new
 // bound close at once, those in use when they are given back. If a field is
-// invalid (a time below a millisecond is), Apply changes nothing and returns an
-// error.
+// invalid (a positive time below a millisecond is), Apply changes nothing and
+// returns an error.
 func (c *DatabaseConfig) Apply() error {
 	d, err := c.withDefaults("")
 	if err != nil {
@@ -182,10 +182,10 @@ const saturationWait = 250 * time.Millisecond
 // its context. It differs from db.PingContext:
 //
 //   - If all MaxOpenConns are in use, PingContext waits until its context ends.
-//     The check waits 250 milliseconds, or half of that time if it is less. Its
-//     error then wraps [ErrPoolSaturated]. The database may be well, or no
-//     longer respond to those in use. A service that would rather stay in
-//     rotation can test the error.
+//     The check waits 250 milliseconds, or half of its context's time if that
+//     is less. Its error then wraps [ErrPoolSaturated]. The database may be
+//     well, or no longer respond. A service that would rather stay in rotation
+//     can test the error.
 //   - If the driver has no [driver.Pinger], PingContext takes a dead connection
 //     for a live one. The check sends SELECT 1.
 //   - After a restart of the database idle connections are dead. The check

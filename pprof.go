@@ -53,12 +53,12 @@ type ProfilingConfig struct {
 	BlockRate     int
 
 	// FlightRecorder is how much of the past a trace in memory covers, for the
-	// endpoint flight and [Profiler.SlowRequests]; 0: none. It takes about 10 MiB,
-	// which a busy program fills sooner. A second in a process is an error until
-	// the first is closed.
+	// endpoint flight and [Profiler.SlowRequests]; 0: none. It takes about 10
+	// MiB, which a busy program fills sooner. A process has one: another is an
+	// error until that is closed.
 	FlightRecorder time.Duration
 
-	// DB is a pool for the statistics; nil: none.
+	// DB is a pool to show in the statistics; nil: none.
 	DB *sql.DB
 }
 
@@ -107,17 +107,17 @@ func EnableDefaultProfiling(mux *http.ServeMux) {
 //	live                 a page that plots the statistics
 //	symbol cmdline       as in net/http/pprof
 //
-// Unlike net/http/pprof it registers nothing by itself. Any goroutine may call
-// the methods.
+// Unlike net/http/pprof it registers nothing by itself.
 //
 // # Access
 //
 // Without Allow, a Profiler serves this machine only. The peer must be a
 // loopback address or a Unix socket, the Host localhost or a loopback address
-// (against DNS rebinding). It refuses HTTP/1.0, which nginx speaks to upstreams
-// by default, fields that proxies add, such as Forwarded, Via, X-Forwarded-* or
-// X-Real-IP, and fetches by other sites' pages (Sec-Fetch-Site), except links.
-// Refusals get 403 and the log line "profiling refused".
+// (against DNS rebinding). It refuses HTTP/1.0, which nginx before 1.29.7
+// speaks to upstreams by default, fields that proxies add, such as Forwarded,
+// Via, X-Forwarded-* or X-Real-IP, and fetches by other sites' pages
+// (Sec-Fetch-Site), except links. Refusals get 403 and the log line "profiling
+// refused".
 //
 // That is not enough behind a proxy on the same machine: every peer is a
 // loopback address, nginx from 1.29.7 on and haproxy add no field by default,
@@ -127,11 +127,10 @@ func EnableDefaultProfiling(mux *http.ServeMux) {
 //
 // # Recording
 //
-// profile, trace, and block or mutex with ?seconds= outlive the timeouts as a
-// [Stream] does; seconds may be fractions. They end early, as a complete
-// profile of a shorter time, when the request's context ends, the server
-// drains, or a trace has 32 MiB. A second CPU profile or trace at once gets
-// 409.
+// profile, trace, and block or mutex with ?seconds= outlive the timeouts from
+// the start; seconds may be fractions. They end early, as a complete profile of
+// a shorter time, when the request's context ends, the server drains, or a
+// trace has 32 MiB. A second CPU profile or trace at the same time gets 409.
 //
 // ?seconds= turns the rate of block or mutex on for so long if it is off: for
 // every contention, and all waiting from 10 microseconds on. The profile also
@@ -199,7 +198,7 @@ func (p *Profiler) Enable(mux *http.ServeMux) {
 
 // Close stops the flight recorder, waits for a recording of
 // [Profiler.SlowRequests], sets the mutex rate back and turns a BlockRate off.
-// All else is served as before. Close always returns nil.
+// All else is served as before. Close returns nil, also when called again.
 func (p *Profiler) Close() error {
 	p.mu.Lock()
 	p.closed = true // no slow request is recorded from here on
@@ -575,8 +574,8 @@ const (
 // the file; [Profiler.Close] does: call it in a hook of the shutdown.
 //
 // Put SlowRequests inside [RequestID], for the id, and outside [Timeout], which
-// ends a request too. It panics without a FlightRecorder, a positive threshold
-// and a directory dir.
+// ends a request too. It panics if FlightRecorder is not set, threshold not
+// positive or dir no directory.
 func (p *Profiler) SlowRequests(threshold time.Duration, dir string) Middleware {
 	var errs errorList
 	if p.config.FlightRecorder == 0 {
@@ -719,7 +718,7 @@ func NewProfilingServer(addr string, cfg *ProfilingConfig) (*Server, error) {
 	}
 	p.standalone = true
 	p.Enable(mux)
-	srv.atEnd = func() { p.Close() }
+	srv.onStopped = func() { p.Close() }
 	return srv, nil
 }
 
@@ -769,7 +768,7 @@ type RuntimeStats struct {
 }
 
 // ReadRuntimeStats reads the statistics in a few microseconds, without
-// allocation and without stopping the world. Any goroutine may call it.
+// allocation and without stopping the world.
 //
 // The endpoint stats adds connections and requests of the [Server] it is asked
 // through, the pool of ProfilingConfig.DB, and on Linux the process's processor

@@ -34,8 +34,9 @@ type ShutdownConfig struct {
 	HookTimeout time.Duration
 
 	// Delay is how long the server drains before the listener closes, so that
-	// clients go elsewhere. Default: 500 milliseconds. Behind a load balancer that
-	// polls [Health], use more than two polls, 5 seconds as a rule.
+	// clients go elsewhere. Default: 500 milliseconds. Behind a load balancer
+	// that polls [Health], use more than two of its intervals, 5 seconds as a
+	// rule.
 	Delay time.Duration
 
 	// Signals are what [GracefulShutdown.Run] waits for. Default: SIGINT and
@@ -113,9 +114,9 @@ func (c *ShutdownConfig) withDefaults() (ShutdownConfig, error) {
 //     up, their contexts are cancelled and their connections closed.
 //  7. The hooks run.
 //
-// A second signal aborts the drain and goes on with the hooks. A third ends the
-// process at once, with exit status 128 plus the signal's number. The log line
-// shutdown has the result.
+// A second signal means that the time is up. A third ends the process at once,
+// with exit status 128 plus the signal's number. The log line shutdown has the
+// result.
 type GracefulShutdown struct {
 	server  *Server
 	config  ShutdownConfig

@@ -36,9 +36,9 @@ import (
 //
 // A directory gets its index file, never a listing. Conditions and ranges are
 // those of [http.ServeContent], but more than 64 ranges get the whole file.
-// Text of 1 KiB and more is compressed, once per content, for clients that
-// accept gzip and ask for no Range; [Compression] leaves it as it is. Methods
-// other than GET and HEAD get 405. Any goroutine may call the methods.
+// Text from 1 KiB to MaxCachedFile is compressed, once per content, for clients
+// that accept gzip and ask for no Range; [Compression] leaves it as it is.
+// Methods other than GET and HEAD get 405.
 //
 // # Caching
 //
@@ -62,18 +62,18 @@ import (
 // # Refusals
 //
 // Nothing outside the directory is served: [os.Root] follows no link that leads
-// out, and no absolute one. An FS of [os.DirFS] follows all. These get 404,
-// like a missing file: paths not in their shortest form, backslashes, control
-// characters, encoded slashes, names that end in a dot, names that begin with
-// one except .well-known, devices, pipes and sockets. Other errors are logged
-// and get 500.
+// out, and no absolute one. An FS of [os.DirFS] follows all. Refused links get
+// 404, like a missing file, and so do paths not in their shortest form,
+// backslashes, control characters, encoded slashes, names that end in a dot,
+// names that begin with one except .well-known, devices, pipes, sockets, and
+// files without permission (logged). Other errors are logged and get 500.
 //
 // # Slow clients
 //
 // A client that takes less than 64 KiB in the server's WriteTimeout is
 // disconnected within twice that time. The time is at least 3 seconds, and 15
-// without a WriteTimeout. Neither it nor a [Timeout] ends the response of a
-// client that goes on taking.
+// without a WriteTimeout. Neither WriteTimeout nor a [Timeout] ends the
+// response of a client that goes on taking.
 type FileServer struct {
 	config     FileServerConfig
 	start      time.Time // what fileEntry.freshUntil counts from

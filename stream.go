@@ -77,9 +77,9 @@ func (s *Stream) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// ReadFrom sends what it reads from src, each part at once, until src ends. If
-// src fails, so does the stream. Only a write notices a disconnected client: a
-// src that waits should end with the request's context.
+// ReadFrom sends what it reads from src, each part as it comes, until src ends.
+// If src fails, so does the stream. Only a write notices a disconnected client:
+// a src that waits should end with the request's context.
 func (s *Stream) ReadFrom(src io.Reader) (int64, error) {
 	if s.head {
 		_, err := s.Write(nil)
@@ -171,8 +171,8 @@ func (s elementWriter) Write(p []byte) (int, error) {
 	return len(p), err
 }
 
-// WriteJSONArray sends items until it is closed, as [StreamJSON] of [Receive]
-// does, and then closes the stream.
+// WriteJSONArray sends every item until the channel is closed, as [StreamJSON]
+// of [Receive] does, and then closes the stream.
 func (s *JSONStream) WriteJSONArray(items <-chan any) error {
 	if err := s.fail(nil); err != nil && !s.head { // it has ended
 		return err
@@ -250,7 +250,7 @@ func streamItems[T any](s *JSONStream, err error, items iter.Seq2[T, error]) err
 }
 
 // Receive returns an iterator over what comes from ch, for [StreamJSON], until
-// ch is closed or ctx ends, when it yields [context.Cause]. Give it the
+// ch is closed. If ctx ends first, it yields [context.Cause]. Give it the
 // request's context, and the producer too: after an error nobody receives. A
 // nil channel yields an error.
 func Receive[T any](ctx context.Context, ch <-chan T) iter.Seq2[T, error] {
@@ -418,9 +418,9 @@ func appendLine(b []byte, name, value string) []byte {
 // it saw. To end for good, send an event upon which the page closes its
 // EventSource.
 //
-// A status other than 200 is final to an EventSource, such as a proxy's 502
-// while the instance behind it restarts. To survive it, a page opens another
-// when readyState is CLOSED, after a random 2 to 10 seconds.
+// A status other than 200, such as a proxy's 502 while the instance behind it
+// restarts, is final to an EventSource. To survive it, a page opens a new one
+// when readyState is CLOSED, after a random delay that grows to some seconds.
 //
 // On Linux the stream of a client that vanishes, its cable pulled, ends only
 // after some 15 minutes of heartbeats. SendPingTimeout of [http.HTTP2Config]
@@ -628,14 +628,14 @@ func (c *SSEBrokerConfig) withDefaults() (SSEBrokerConfig, error) {
 // SSEBroker is a handler that sends every published event to all its clients,
 // with heartbeats. The zero value has the defaults. A client more than Queue
 // events behind gets an event of type gap, and its response ends as at a drain;
-// it holds up neither Publish nor others. Any goroutine may call the methods.
+// it holds up neither Publish nor others.
 //
 // A client that reconnects with the ID of a kept event gets what it missed.
 // With an unknown one, too old or from before a restart, it gets a gap, then
 // all that is kept. A page that needs what it missed reloads at a gap.
 //
-// A client without an event at first gets the ID to come back with, in a block
-// without data. Against the standard some clients, such as go-sse and
+// A client that is sent no event at first gets the ID to come back with, in a
+// block without data. Against the standard some clients, such as go-sse and
 // r3labs/sse, deliver that as an empty event: skip it.
 type SSEBroker struct {
 	mu      sync.Mutex // guards what follows
@@ -945,8 +945,8 @@ func (s *streamResponse) open(w http.ResponseWriter, r *http.Request, contentTyp
 	return nil
 }
 
-// Done closes when the client disconnects, the stream ends or the server
-// drains.
+// Done returns a channel that closes when the client disconnects, the stream
+// ends or the server drains.
 func (s *streamResponse) Done() <-chan struct{} { return s.doneContext().Done() }
 
 // doneContext returns the context of Done, and makes it when it is first

@@ -111,9 +111,10 @@ func FastTimeout(d time.Duration) Middleware {
 //
 // Nothing is buffered: writes, flushes, informational responses and sendfile go
 // straight through. If the server's WriteTimeout is sooner, the write deadline
-// moves to 5 seconds after the timeout. A client that is still sending its
-// request has half a second to read the timeout's response before an HTTP/1
-// connection closes. Hijacking ends the timeout.
+// moves to 5 seconds after the timeout; ReadTimeout stays. A client that is
+// still sending its request has half a second to read the timeout's response
+// before an HTTP/1 connection closes. Hijacking ends the timeout. Of nested
+// timeouts the shortest counts.
 //
 // The handler runs on a goroutine of its own unless Fast is set. Its panic
 // reaches the serving goroutine with value and stack, for [Recovery]; one after
@@ -121,11 +122,11 @@ func FastTimeout(d time.Duration) Middleware {
 // runs until it returns, and a shutdown of the [Server] waits for it. For chi
 // and echo, see the package comment.
 //
-// A context that a handler derives with a later deadline has no timer of its
-// own. If the response outlives the timeout, as a [Stream] does, that deadline
-// never comes. Instead, have [time.AfterFunc] call the cancel function of
-// [context.WithCancelCause] with [context.DeadlineExceeded]: without a cause
-// the client counts as disconnected.
+// A context that a handler derives with a deadline after the timeout's has no
+// timer of its own. If the response outlives the timeout, as a [Stream] does,
+// that deadline never comes. Instead, have [time.AfterFunc] call the cancel
+// function of [context.WithCancelCause] with [context.DeadlineExceeded]:
+// without a cause the client counts as disconnected.
 func TimeoutWith(cfg *TimeoutConfig) Middleware {
 	c, err := cfg.withDefaults()
 	if err != nil {
@@ -313,20 +314,6 @@ func (k *timeoutWorker) serve() {
 
 	t.handler.next.ServeHTTP(t, &t.request)
 	returned = true
-}
-
-// growStack has a frame larger than the stack of a new goroutine, which so grows
-// while there is one frame to copy. Below a handler that writes a header there
-// are a dozen, and to copy them takes a microsecond. It is called with 0, with
-// which it does nothing.
-//
-//go:noinline
-func growStack(i int) byte {
-	if i == 0 {
-		return 0
-	}
-	var frame [3 << 10]byte
-	return frame[i]
 }
 
 // expire is the timer's goroutine.

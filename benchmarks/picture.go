@@ -25,12 +25,14 @@ const (
 	barHeight    = 13
 )
 
-// bar is a bar of the picture, or the mark of a limit.
+// bar is a bar of the picture. Its figure is in its end, or beside it if it is
+// short, so that no mark of a limit crosses it.
 type bar struct {
 	Class  string
 	Y      int
 	Length float64
 	Long   bool // it does not fit
+	Short  bool
 	Figure string
 }
 
@@ -87,7 +89,7 @@ func (res *results) writePicture(file string) error {
 }
 
 func newBar(class string, y int, ratio float64) bar {
-	return bar{Class: class, Y: y, Length: min(ratio, most) * unit, Long: ratio > most, Figure: formatRatio(ratio)}
+	return bar{Class: class, Y: y, Length: min(ratio, most) * unit, Long: ratio > most, Short: ratio < 0.3, Figure: formatRatio(ratio)}
 }
 
 type tick struct {
@@ -119,12 +121,12 @@ var pictureTemplate = template.Must(template.New("picture").Funcs(template.FuncM
 text { font: 13px system-ui, -apple-system, "Segoe UI", Helvetica, Arial, sans-serif; fill: #24292f }
 .title { font-weight: 600; font-size: 15px }
 .small { font-size: 11.5px; fill: #57606a }
-.conduit { fill: #2f81f7 } .router { fill: #8c959f }
-.figure { font-size: 11.5px } .figure.conduit { fill: #24292f; font-weight: 600 } .figure.router { fill: #57606a }
+.conduit { fill: #1f6feb } .router { fill: #6e7781 }
+.figure { font-size: 11px; font-weight: 600; fill: #fff }
 .limit { stroke: #d2821e; stroke-width: 2 }
 .grid { stroke: #d8dee4 } .one { stroke: #57606a; stroke-dasharray: 3 3 }
 @media (prefers-color-scheme: dark) {
-text, .figure.conduit { fill: #e6edf3 } .small, .figure.router { fill: #9da7b1 } .grid { stroke: #30363d } .one { stroke: #9da7b1 }
+text { fill: #e6edf3 } .small { fill: #9da7b1 } .figure { fill: #fff } .grid { stroke: #30363d } .one { stroke: #9da7b1 }
 }
 </style>
 <text class="title" x="12" y="20">Requests per processor second</text>
@@ -135,8 +137,9 @@ text, .figure.conduit { fill: #e6edf3 } .small, .figure.router { fill: #9da7b1 }
 {{end}}<line class="one" x1="{{.One}}" y1="{{.Top}}" x2="{{.One}}" y2="{{.End}}"/>
 <text class="small" text-anchor="middle" x="{{.Middle}}" y="{{add .End 36}}">times as many as net/http by hand, which is 1</text>
 {{range .Rows}}<text text-anchor="end" x="{{$.LabelsEnd}}" y="{{add .Y 18}}">{{.Title}}</text>
-{{range .Bars}}{{if .Long}}<path class="{{.Class}}" d="M{{$.Start}} {{.Y}}h{{.Length}}l9 {{half $.BarHeight}}l-9 {{half $.BarHeight}}h-{{.Length}}z"/><text class="figure {{.Class}}" x="{{add $.Start .Length 13}}" y="{{add .Y 11}}">{{.Figure}}</text>
-{{else}}<rect class="{{.Class}}" x="{{$.Start}}" y="{{.Y}}" width="{{printf "%.1f" .Length}}" height="{{$.BarHeight}}"/><text class="figure {{.Class}}" x="{{printf "%.1f" (add $.Start .Length 5)}}" y="{{add .Y 11}}">{{.Figure}}</text>
+{{range .Bars}}{{if .Long}}<path class="{{.Class}}" d="M{{$.Start}} {{.Y}}h{{.Length}}l9 {{half $.BarHeight}}l-9 {{half $.BarHeight}}h-{{.Length}}z"/>{{else}}<rect class="{{.Class}}" x="{{$.Start}}" y="{{.Y}}" width="{{printf "%.1f" .Length}}" height="{{$.BarHeight}}"/>{{end}}
+{{if .Short}}<text class="small" x="{{printf "%.1f" (add $.Start .Length 4)}}" y="{{add .Y 11}}">{{.Figure}}</text>
+{{else}}<text class="figure" text-anchor="end" x="{{printf "%.1f" (add $.Start .Length -4)}}" y="{{add .Y 11}}">{{.Figure}}</text>
 {{end}}{{end}}{{if .Limit}}<line class="limit" x1="{{printf "%.1f" .Limit}}" y1="{{add .Y -2}}" x2="{{printf "%.1f" .Limit}}" y2="{{add .Y 29}}"/>
 {{end}}{{end}}</svg>
 `))

@@ -103,7 +103,7 @@ func TestPictureShowsEachRatio(t *testing.T) {
 			limits = append(limits, line.X)
 		}
 	}
-	for _, want := range []string{": text", ": 304", "figure conduit: 1.00", "figure router: 0.67", "figure router: 20"} {
+	for _, want := range []string{": text", ": 304", "figure: 1.00", "figure: 0.67", "figure: 20"} {
 		if !slices.Contains(texts, want) {
 			t.Errorf("the picture has the texts %q, want %q among them", texts, want)
 		}

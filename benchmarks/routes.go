@@ -41,8 +41,8 @@ const (
 )
 
 // A target is the least ratio of a peer to another one, or to the best of
-// several. One to net/http by hand is reached too where the ratio to the ready
-// response, which is net/http's own limit, is at least readyLimit.
+// several. It is reached too where the ratio to the ready response, which is
+// net/http's own limit, is at least readyLimit.
 type target struct {
 	of      string
 	against []string
@@ -91,7 +91,7 @@ func routes() []route {
 			mime: "text/plain", want: hello, targets: least(1.15, 1),
 		},
 		{
-			name: "chain_gzip", title: "chain of five, gzip accepted, tiny body", path: "/chain", gzip: true,
+			name: "chain_gzip", title: "chain of five, gzip accepted", path: "/chain", gzip: true,
 			mime: "text/plain", want: hello, targets: least(1.15, 1),
 		},
 		{

@@ -127,7 +127,7 @@ func (res *results) verdict(r *route) string {
 		if reaches(ratio, t.atLeast) {
 			continue
 		}
-		if limit, ok := res.ratio(r, t.of, "ready"); ok && best == "net_http" && reaches(limit, readyLimit) {
+		if limit, ok := res.ratio(r, t.of, "ready"); ok && reaches(limit, readyLimit) {
 			verdict = "ok: " + formatRatio(limit) + " of net/http's limit"
 			continue
 		}
