@@ -15,7 +15,7 @@ import (
 // BenchmarkRoutes is the handlers in process: no connection, a writer that
 // throws away what it gets and flushes for nothing. To compare:
 //
-//	go test -run '^$' -bench . -count 6 | tee bench.txt
+//	go test -run '^$' -bench Routes -count 6 | tee bench.txt
 //	go run golang.org/x/perf/cmd/benchstat@latest -row /route -col '/peer@(net_http conduit chi echo gin fiber)' bench.txt
 func BenchmarkRoutes(b *testing.B) {
 	sites := make(map[string]*site)

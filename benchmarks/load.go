@@ -20,7 +20,6 @@ const clients = 32
 
 // load asks for one exchange again and again, until it is closed.
 type load struct {
-	x     *exchange
 	ask   []func() error // each for one goroutine
 	each  int64          // how many responses or events one of ask has had, 1 if it is 0
 	close func()
@@ -30,7 +29,7 @@ type load struct {
 // connection that it keeps.
 func newLoad(x *exchange, addr string) *load {
 	host := newHostClient(addr, clients)
-	l := &load{x: x, close: host.CloseIdleConnections}
+	l := &load{close: host.CloseIdleConnections}
 	for range clients {
 		var req fasthttp.Request
 		var res fasthttp.Response
@@ -66,7 +65,7 @@ func newHostClient(addr string, n int) *fasthttp.HostClient {
 // newHTTP2Load returns a load over TLS and HTTP/2 on base, with four
 // connections that the clients share.
 func newHTTP2Load(x *exchange, base string) *load {
-	l := &load{x: x}
+	l := &load{}
 	var transports []*http.Transport
 	for range 4 {
 		transports = append(transports, newTransport())
@@ -119,7 +118,7 @@ func (l *load) run(ctx context.Context, d time.Duration) (int64, error) {
 	var group sync.WaitGroup
 	for _, ask := range l.ask {
 		group.Go(func() {
-			for ctx.Err() == nil {
+			for first := true; first || ctx.Err() == nil; first = false {
 				if err := ask(); err != nil {
 					mu.Lock()
 					errs = append(errs, err)

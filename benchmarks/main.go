@@ -2,8 +2,8 @@
 // gzhttp, go-sse and nginx, end to end: each serves the same routes in a
 // process of its own, and what counts is how much processor time that takes.
 //
-//	go run . -also go1.26.8
-//	go run . -rounds 1 -seconds 1 -routes 'static|304' -peers 'conduit|nginx'
+//	go run . -also go1.26.8 -picture ratios.svg
+//	go run . -rounds 1 -seconds 1 -routes 'static|not_modified' -peers 'conduit|nginx'
 //
 // See README.md for the rules, and bench_test.go for the same in process.
 package main
@@ -55,7 +55,7 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	flags.StringVar(&o.routes, "routes", ".", "`pattern` of the names of routes to measure")
 	flags.StringVar(&o.peers, "peers", ".", "`pattern` of the names of peers to measure; net_http always is")
 	flags.StringVar(&o.also, "also", "", "another `toolchain`, such as go1.26.8, with which net/http and Conduit are measured too")
-	flags.StringVar(&o.picture, "picture", "ratios.svg", "`file` for the picture; none if empty")
+	flags.StringVar(&o.picture, "picture", "", "`file` for a picture of the ratios, as SVG")
 	flags.BoolVar(&o.scale, "scale", false, "measure how the costs of Conduit grow, and nothing else")
 	flags.StringVar(&o.serverCPU, "server-cpu", "0", "the processor for the servers, where taskset is")
 	flags.StringVar(&o.clientCPU, "client-cpu", "1", "the processor for the clients")
@@ -69,6 +69,9 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	case flags.NArg() > 0:
 		fmt.Fprintf(stderr, "benchmarks: unexpected argument %q\n", flags.Arg(0))
 		return 2
+	case o.rounds < 1 || !(o.seconds > 0 && o.seconds <= 60): // NaN is neither
+		fmt.Fprintln(stderr, "benchmarks: -rounds must be at least 1, and -seconds more than 0 and at most 60")
+		return 2
 	}
 	if o.serve != "" {
 		if err := o.serveOne(stdin, stdout); err != nil {
@@ -79,37 +82,43 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
-	chosen, err := o.choose()
-	if err != nil {
-		fmt.Fprintln(stderr, "benchmarks:", err)
-		return 2
-	}
-	pinned := o.pin(stderr)
-	measure := func() error { return chosen.measure(ctx, &o) }
+	measure := o.runRoutes
 	if o.scale {
-		fmt.Fprintf(stdout, "%s.\n%g s each; %s.\n\n", machine(), o.seconds, pinned)
-		measure = func() error { return o.measureScale(ctx, stdout) }
+		measure = o.runScale
 	}
-	if err := measure(); err != nil {
+	if err := measure(ctx, stdout, stderr); err != nil {
 		if ctx.Err() != nil {
 			err = errors.New("interrupted")
 		}
 		fmt.Fprintln(stderr, "benchmarks:", err)
+		if errors.Is(err, errFlags) {
+			return 2
+		}
 		return 1
 	}
-	if o.scale {
-		return 0
+	return 0
+}
+
+// errFlags is wrapped by errors of flags that make no sense.
+var errFlags = errors.New("see -help")
+
+// runRoutes measures the peers on the routes and writes the tables and the
+// picture.
+func (o *options) runRoutes(ctx context.Context, stdout, stderr io.Writer) error {
+	chosen, err := o.choose()
+	if err != nil {
+		return fmt.Errorf("%w; %w", err, errFlags)
+	}
+	pinned := o.pin(stderr)
+	if err := chosen.measure(ctx, o); err != nil {
+		return err
 	}
 	fmt.Fprintf(stdout, "%s.\nMedians of %d rounds of %g s each; %s.\n\n", machine(), o.rounds, o.seconds, pinned)
 	chosen.writeTables(stdout)
-	if o.picture != "" {
-		if err := chosen.writePicture(o.picture); err != nil {
-			fmt.Fprintln(stderr, "benchmarks: picture:", err)
-			return 1
-		}
-		fmt.Fprintln(stderr, "picture:", o.picture)
+	if o.picture == "" {
+		return nil
 	}
-	return 0
+	return chosen.writePicture(o.picture)
 }
 
 func (o *options) serveOne(stdin io.Reader, stdout io.Writer) error {
@@ -124,9 +133,6 @@ func (o *options) serveOne(stdin io.Reader, stdout io.Writer) error {
 // choose returns results, still empty, for the routes and peers that the flags
 // ask for.
 func (o *options) choose() (*results, error) {
-	if o.rounds < 1 || !(o.seconds > 0 && o.seconds <= 60) { // NaN is neither
-		return nil, errors.New("-rounds must be at least 1, and -seconds more than 0 and at most 60")
-	}
 	ofRoutes, err := regexp.Compile(o.routes)
 	if err != nil {
 		return nil, fmt.Errorf("-routes: %w", err)

@@ -26,36 +26,24 @@ func newZstd(w io.Writer) conduit.EncodingWriter {
 	return z
 }
 
-func serveConduitGzip(s *site, l, secure net.Listener) (*service, error) {
-	return serveConduitEncoder(s, l, secure, "gzip", newGzip)
+func serveConduitEncoder(coding string, encoder func(io.Writer) conduit.EncodingWriter) func(*site, net.Listener, net.Listener) (*service, error) {
+	return func(s *site, l, secure net.Listener) (*service, error) {
+		compress := conduit.CompressionWith(&conduit.CompressionConfig{Encoders: []conduit.Encoder{
+			{Coding: coding, New: func() conduit.EncodingWriter { return encoder(nil) }},
+		}})
+		mux := http.NewServeMux()
+		mux.Handle("GET /document", compress(http.HandlerFunc(s.serveDocument)))
+		return serveConduitHandler(s, l, secure, mux, func() error { return nil })
+	}
 }
 
-func serveConduitZstd(s *site, l, secure net.Listener) (*service, error) {
-	return serveConduitEncoder(s, l, secure, "zstd", newZstd)
-}
-
-func serveChiGzip(s *site, l, secure net.Listener) (*service, error) {
-	return serveChiEncoder(s, l, secure, "gzip", newGzip)
-}
-
-func serveChiZstd(s *site, l, secure net.Listener) (*service, error) {
-	return serveChiEncoder(s, l, secure, "zstd", newZstd)
-}
-
-func serveConduitEncoder(s *site, l, secure net.Listener, coding string, encoder func(io.Writer) conduit.EncodingWriter) (*service, error) {
-	compress := conduit.CompressionWith(&conduit.CompressionConfig{Encoders: []conduit.Encoder{
-		{Coding: coding, New: func() conduit.EncodingWriter { return encoder(nil) }},
-	}})
-	mux := http.NewServeMux()
-	mux.Handle("GET /document", compress(http.HandlerFunc(s.serveDocument)))
-	return serveConduitHandler(s, l, secure, mux, func() error { return nil })
-}
-
-func serveChiEncoder(s *site, l, secure net.Listener, coding string, encoder func(io.Writer) conduit.EncodingWriter) (*service, error) {
-	compressor := middleware.NewCompressor(5)
-	compressor.SetEncoder(coding, func(w io.Writer, _ int) io.Writer { return encoder(w) })
-	r := chi.NewRouter()
-	r.Use(compressor.Handler)
-	r.Get("/document", s.serveDocument)
-	return serveHandler(s, l, secure, r)
+func serveChiEncoder(coding string, encoder func(io.Writer) conduit.EncodingWriter) func(*site, net.Listener, net.Listener) (*service, error) {
+	return func(s *site, l, secure net.Listener) (*service, error) {
+		compressor := middleware.NewCompressor(5)
+		compressor.SetEncoder(coding, func(w io.Writer, _ int) io.Writer { return encoder(w) })
+		r := chi.NewRouter()
+		r.Use(compressor.Handler)
+		r.Get("/document", s.serveDocument)
+		return serveHandler(s, l, secure, r)
+	}
 }

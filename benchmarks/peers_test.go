@@ -162,3 +162,41 @@ func startPeer(t *testing.T, p *peer) (s *site, base, secure string) {
 	})
 	return s, "http://" + l.Addr().String(), "https://" + overTLS.Addr().String()
 }
+
+// TestScaleStepsWork has one request for each thing that grows.
+func TestScaleStepsWork(t *testing.T) {
+	s, err := newSite(t.TempDir())
+	if err == nil {
+		err = s.writeManyFiles()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, secure, err := listen()
+	if err != nil {
+		t.Fatal(err)
+	}
+	svc, err := serveScale(s, l, secure)
+	if err != nil {
+		t.Fatal(err)
+	}
+	what := ""
+	for _, step := range scaleSteps() {
+		if step.what == what {
+			continue // larger
+		}
+		what = step.what
+		load, err := step.load(t.Context(), l.Addr().String(), step.n)
+		if err != nil {
+			t.Errorf("%s, %d: %v", step.what, step.n, err)
+			continue
+		}
+		if err := load.ask[0](); err != nil {
+			t.Errorf("%s, %d: %v", step.what, step.n, err)
+		}
+		load.close()
+	}
+	if err := svc.stop(); err != nil {
+		t.Error(err)
+	}
+}

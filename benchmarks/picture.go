@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"text/template"
 )
 
@@ -48,29 +49,27 @@ type pictureRow struct {
 // the best router and of the ready response.
 func (res *results) writePicture(file string) error {
 	var rows []pictureRow
-	for _, name := range pictured {
-		for i := range res.routes {
-			r := &res.routes[i]
-			ratio, ok := res.ratio(r, "conduit", "net_http")
-			if r.name != name || !ok {
-				continue
-			}
-			row := pictureRow{Title: r.title, Y: rowsStart + rowHeight*len(rows)}
-			row.Bars = append(row.Bars, newBar("conduit", row.Y, ratio))
-			best := 0.0
-			for _, router := range routers {
-				if q, ok := res.ratio(r, router, "net_http"); ok {
-					best = max(best, q)
-				}
-			}
-			if best > 0 {
-				row.Bars = append(row.Bars, newBar("router", row.Y+barHeight+1, best))
-			}
-			if limit, ok := res.ratio(r, "ready", "net_http"); ok && limit <= most {
-				row.Limit = barsStart + limit*unit
-			}
-			rows = append(rows, row)
+	for i := range res.routes {
+		r := &res.routes[i]
+		ratio, ok := res.ratio(r, "conduit", "net_http")
+		if !ok || !slices.Contains(pictured, r.name) {
+			continue
 		}
+		row := pictureRow{Title: r.title, Y: rowsStart + rowHeight*len(rows)}
+		row.Bars = append(row.Bars, newBar("conduit", row.Y, ratio))
+		best := 0.0
+		for _, router := range routers {
+			if q, ok := res.ratio(r, router, "net_http"); ok {
+				best = max(best, q)
+			}
+		}
+		if best > 0 {
+			row.Bars = append(row.Bars, newBar("router", row.Y+barHeight+1, best))
+		}
+		if limit, ok := res.ratio(r, "ready", "net_http"); ok && limit <= most {
+			row.Limit = barsStart + limit*unit
+		}
+		rows = append(rows, row)
 	}
 	if len(rows) == 0 {
 		return errors.New("no ratio of Conduit to net/http to draw")

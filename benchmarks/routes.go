@@ -20,7 +20,7 @@ type route struct {
 	path        string
 	body        string // sent as JSON
 	gzip        bool   // say that gzip is accepted
-	compressed  bool   // and the response must be compressed, by a peer that is not free to leave it
+	compressed  bool   // and the response must be compressed
 	conditional bool   // send the validators of a first response
 
 	status int    // 200

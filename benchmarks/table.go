@@ -46,14 +46,15 @@ func (res *results) writeTargets(w io.Writer) {
 		if cost, ok := res.cost(r, "net_http"); ok {
 			byHand = r.formatCost(cost)
 		}
-		cells := []string{r.title, byHand, r.formatCost(ours), res.formatRatios(r, res.ratiosToHand(r)[:1])}
+		cells := []string{r.title, byHand, r.formatCost(ours), res.formatRatios(r, []target{{"conduit", []string{"net_http"}, 0}})}
 		if also != "" {
 			cells = append(cells, "-")
 			if ratio, ok := res.ratio(r, "conduit@"+also, "net_http@"+also); ok {
 				cells[len(cells)-1] = formatRatio(ratio)
 			}
 		}
-		others := append(res.ratiosToHand(r)[1:], target{"conduit", []string{"ready"}, 0}, target{"conduit", []string{"go_sse"}, 0})
+		others := slices.DeleteFunc(slices.Clone(r.targets), func(t target) bool { return t.of == "conduit" })
+		others = append(others, target{"conduit", []string{"ready"}, 0}, target{"conduit", []string{"go_sse"}, 0})
 		cells = append(cells, res.formatRatios(r, []target{{"conduit", routers, 0}}), res.formatRatios(r, others), res.verdict(r))
 		fmt.Fprintf(w, "| %s |\n", strings.Join(cells, " | "))
 	}
@@ -68,18 +69,6 @@ func (res *results) also() string {
 		}
 	}
 	return ""
-}
-
-// ratiosToHand returns the ratios to net/http by hand that r has a target for,
-// that of Conduit itself first.
-func (res *results) ratiosToHand(r *route) []target {
-	list := []target{{"conduit", []string{"net_http"}, 0}}
-	for _, t := range r.targets {
-		if t.of != "conduit" {
-			list = append(list, t)
-		}
-	}
-	return list
 }
 
 // formatRatios returns the ratios that were measured of those in list, each with
