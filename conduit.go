@@ -29,8 +29,8 @@
 //
 // The server's timeouts guard against slow clients, [Timeout] against slow
 // handlers: it responds for them, and extends WriteTimeout if necessary.
-// Neither bounds profiles, nor streams and large files after their first byte:
-// the write deadline moves along.
+// Neither ends a profile, nor a stream or a large file after its first byte:
+// each write moves the deadline.
 //
 // # In other routers
 //
@@ -49,8 +49,10 @@
 // for Handle in chi and gorilla/mux, echo.WrapHandler and gin.WrapH.
 //
 // [Logging] logs the Pattern of its request. ServeMux sets it wherever Logging
-// is, chi if Logging is inside. For other routers, put Logging inside and add
-// the pattern with [LoggingConfig].Attrs.
+// is, chi if Logging is inside. A middleware between the two that copies the
+// request, by [http.Request.WithContext], hides it: put Logging inside of that.
+// For other routers, put Logging inside and add the pattern with
+// [LoggingConfig].Attrs.
 package conduit
 
 import (
@@ -1902,8 +1904,8 @@ func Logging() Middleware { return LoggingWith(nil) }
 // request, at level error from status 500 on and info below. The attributes are
 // method, path (without the query, which may hold secrets), pattern (the route,
 // from the router), status (101 for a hijacked connection), bytes (of the body,
-// before any [Compression] outside), duration, remote and, behind [RequestID],
-// request_id.
+// without that of a [Recovery] outside, and before any [Compression] there),
+// duration, remote and, behind [RequestID], request_id.
 //
 // The attribute aborted=true says that the client cannot have the whole
 // response:

@@ -119,7 +119,7 @@ func ExampleDefaultConfig() {
 	// read 2m0s
 }
 
-// What is left out gets its default.
+// A field that is not set gets its default.
 func ExampleNew() {
 	mux := http.NewServeMux()
 	srv, err := conduit.New(&conduit.Config{
@@ -138,7 +138,7 @@ func ExampleNew() {
 }
 
 // One error names every invalid field.
-func ExampleNew_faults() {
+func ExampleNew_errors() {
 	_, err := conduit.New(&conduit.Config{
 		Address:       "localhost",
 		MinTLSVersion: tls.VersionTLS11,

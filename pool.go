@@ -184,7 +184,7 @@ const saturationWait = 250 * time.Millisecond
 //   - If all MaxOpenConns are in use, PingContext waits until its context ends.
 //     The check waits 250 milliseconds, or half of its context's time if that
 //     is less. Its error then wraps [ErrPoolSaturated]. The database may be
-//     well, or no longer respond. A service that would rather stay in rotation
+//     well, or no longer respond. A service that should still get requests then
 //     can test the error.
 //   - If the driver has no [driver.Pinger], PingContext takes a dead connection
 //     for a live one. The check sends SELECT 1.

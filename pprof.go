@@ -1162,7 +1162,7 @@ const pageProfiles = `<ul>
 <li><a href="goroutine?debug=1">goroutine</a> where goroutines are, also <a href="goroutine?debug=2">one by one</a>
 <li><a href="block?debug=1">block</a> where goroutines wait; <a href="block?seconds=10&amp;debug=1">record 10 seconds</a>, which adds to what was recorded before
 <li><a href="mutex?debug=1">mutex</a> who holds mutexes that others wait for; <a href="mutex?seconds=10&amp;debug=1">record 10 seconds</a>, which adds to what was recorded before
-<li><a href="threadcreate?debug=1">threadcreate</a> what led to threads
+<li><a href="threadcreate?debug=1">threadcreate</a> where threads were created
 OTHERS<li><a href="flight">flight</a> the flight recorder's window, for <code>go tool trace</code>
 <li><a href="stats">stats</a> numbers, also <a href="stats?format=prometheus">for Prometheus</a>
 <li><a href="cmdline">cmdline</a> how the program was started
@@ -1246,7 +1246,7 @@ const look = async () => {
     s = await response.json();
     if (last && s.uptime_seconds < last.uptime_seconds) last = null; // another process
     failingSince = null;
-    state.textContent = s.go_version + ", " + s.gomaxprocs + " processors, started " + new Date(Date.now() - 1e3 * s.uptime_seconds).toLocaleString() + ", " + number(s.gc_cycles_total) + " collections";
+    state.textContent = s.go_version + ", " + s.gomaxprocs + " processors, started " + new Date(Date.now() - 1e3 * s.uptime_seconds).toLocaleString() + ", " + "garbage collections: " + number(s.gc_cycles_total);
   } catch (err) {
     failingSince ??= new Date();
     state.textContent = "No response since " + failingSince.toLocaleTimeString() + " (" + err.message + "). Trying again each second.";

@@ -116,7 +116,8 @@ func (c *ShutdownConfig) withDefaults() (ShutdownConfig, error) {
 //
 // A second signal means that the time is up. A third ends the process at once,
 // with exit status 128 plus the signal's number. The log line shutdown has the
-// result.
+// result: drained counts the requests that ended meanwhile; delay is the time
+// of steps 1 to 3, accept, linger, wait and hooks that of the others.
 type GracefulShutdown struct {
 	server  *Server
 	config  ShutdownConfig
@@ -150,7 +151,7 @@ func (g *GracefulShutdown) checkMade() {
 	}
 }
 
-// StartWithGracefulShutdown is [NewGracefulShutdown] and
+// StartWithGracefulShutdown is [NewGracefulShutdown], which may panic, and
 // [GracefulShutdown.Start] in one, without hooks.
 func StartWithGracefulShutdown(srv *Server, cfg *ShutdownConfig) error {
 	return NewGracefulShutdown(srv, cfg).Start()

@@ -189,8 +189,10 @@ func (c *FileServerConfig) withDefaults() (FileServerConfig, error) {
 	return d, errors.Join(errs...)
 }
 
-// NewFileServer serves dir at URLs that begin with prefix. It panics if dir
-// cannot be opened.
+// NewFileServer serves dir at URLs that begin with prefix. Clients keep files
+// other than HTML for a year: link to them by [FileServer.URL], or set
+// CacheControl of [FileServerConfig]. NewFileServer panics if dir cannot be
+// opened.
 func NewFileServer(dir, prefix string) *FileServer {
 	f, err := NewFileServerWith(&FileServerConfig{Dir: dir, Prefix: prefix})
 	if err != nil {
@@ -256,7 +258,8 @@ func (f *FileServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 // URL returns the path of a file with its version, for templates:
-// "/static/app.js?v=VERSION". Without a file it returns the path alone.
+// "/static/app.js?v=VERSION" for the name "app.js". Without a file it returns
+// the path alone.
 func (f *FileServer) URL(name string) string {
 	u := url.URL{Path: f.config.Prefix + "/" + strings.TrimLeft(name, "/")} // a second slash would start a host
 	if file, ok := f.nameOf(&u); ok {

@@ -596,9 +596,9 @@ type SSEBrokerConfig struct {
 	// default. Negative: none.
 	Replay int
 
-	// Queue is how many events a client may lag behind: Replay by default, 256 if
-	// that is none. With a small Replay, set it to more than what is published
-	// within a few milliseconds.
+	// Queue is how many events a client may lag behind. Default: Replay, or 256
+	// if Replay is negative. With a small Replay, set it to more than what is
+	// published within a few milliseconds.
 	Queue int
 
 	// MaxClients is the most clients at once; 0: no limit. More get 503 with

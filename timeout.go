@@ -122,10 +122,10 @@ func FastTimeout(d time.Duration) Middleware {
 // runs until it returns, and a shutdown of the [Server] waits for it. For chi
 // and echo, see the package comment.
 //
-// A context that a handler derives with a deadline after the timeout's has no
-// timer of its own. If the response outlives the timeout, as a [Stream] does,
-// that deadline never comes. Instead, have [time.AfterFunc] call the cancel
-// function of [context.WithCancelCause] with [context.DeadlineExceeded]:
+// In a [Stream], or another response that outlives the timeout, a context that
+// the handler derives with a deadline after the timeout's never ends: package
+// context gives it no timer of its own. Instead, have [time.AfterFunc] call the
+// cancel function of [context.WithCancelCause] with [context.DeadlineExceeded]:
 // without a cause the client counts as disconnected.
 func TimeoutWith(cfg *TimeoutConfig) Middleware {
 	c, err := cfg.withDefaults()
