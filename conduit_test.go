@@ -424,6 +424,17 @@ func TestHTTPServerHooksAreCalledNotReplaced(t *testing.T) {
 	}
 }
 
+func TestH2CIsSpokenWithPriorKnowledgeOnly(t *testing.T) {
+	url := serve(t, newServer(t, &conduit.Config{EnableH2C: true, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		io.WriteString(w, r.Proto)
+	})}))
+	req, _ := http.NewRequest("GET", url, nil)
+	req.Header = http.Header{"Connection": {"Upgrade, HTTP2-Settings"}, "Upgrade": {"h2c"}, "Http2-Settings": {"AAMAAABkAAQAAP__"}}
+	if got := do(t, http.DefaultClient, req); got.status != http.StatusOK || got.body != "HTTP/1.1" {
+		t.Errorf("asked for an upgrade: %d %q, want 200 over HTTP/1.1", got.status, got.body)
+	}
+}
+
 func TestErrorLogHasLevels(t *testing.T) {
 	const handshake = "http: TLS handshake error from 1.2.3.4:5: "
 	for text, level := range map[string]string{
