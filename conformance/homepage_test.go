@@ -1,17 +1,19 @@
 // This file starts the examples optimized and database, and Chromium, with a proxy of
 // its own in between that refuses requests. It proves that each link of the home page
 // works, as does its curl line, and that the page opens its events again after each
-// response that closes an EventSource for good, after a time that grows.
+// response that closes an EventSource for good, and for each list that fails, after a
+// time that grows, and that it has one EventSource at a time.
 
 package conformance
 
 import (
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
 	"net/url"
-	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -50,26 +52,37 @@ type refuser struct {
 
 	mu       sync.Mutex // guards what follows
 	path     string
-	statuses []int // of the next responses for path
-	refused  []time.Time
+	statuses []int       // of the next responses for path
+	requests []time.Time // when each for path came
 }
 
 func newRefuser(t *testing.T, address string) *refuser {
 	t.Helper()
-	proxy := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: address})
 	f := new(refuser)
-	f.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if status := f.next(r.URL.Path); status != 0 {
+	f.Server = newProxy(t, address, func(w http.ResponseWriter, r *http.Request) bool {
+		status := f.next(r.URL.Path)
+		if status != 0 {
 			w.WriteHeader(status)
-			return
 		}
-		proxy.ServeHTTP(w, r)
-	}))
-	t.Cleanup(func() {
-		f.CloseClientConnections()
-		f.Close()
+		return status != 0
 	})
 	return f
+}
+
+// newProxy starts a proxy that passes on each request to which responds does not.
+func newProxy(t *testing.T, address string, responds func(http.ResponseWriter, *http.Request) bool) *httptest.Server {
+	t.Helper()
+	proxy := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: address})
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !responds(w, r) {
+			proxy.ServeHTTP(w, r)
+		}
+	}))
+	t.Cleanup(func() {
+		srv.CloseClientConnections()
+		srv.Close()
+	})
+	return srv
 }
 
 // next returns the status with which to refuse a request, or 0.
@@ -79,7 +92,7 @@ func (f *refuser) next(path string) (status int) {
 	if path != f.path {
 		return 0
 	}
-	f.refused = append(f.refused, time.Now())
+	f.requests = append(f.requests, time.Now())
 	if len(f.statuses) > 0 {
 		status, f.statuses = f.statuses[0], f.statuses[1:]
 	}
@@ -89,14 +102,22 @@ func (f *refuser) next(path string) (status int) {
 func (f *refuser) refuse(path string, statuses ...int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.path, f.statuses, f.refused = path, statuses, nil
+	f.path, f.statuses, f.requests = path, statuses, nil
 }
 
-// requests returns when each request for the path came.
-func (f *refuser) requests() []time.Time {
+// wantGrowingWaits fails unless the page has asked once more after each of four
+// refusals, each time after a longer wait.
+func (f *refuser) wantGrowingWaits(t *testing.T) {
+	t.Helper()
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return slices.Clone(f.refused)
+	if len(f.requests) != 5 {
+		t.Fatalf("%d requests for %s, want 5", len(f.requests), f.path)
+	}
+	first, last := f.requests[1].Sub(f.requests[0]), f.requests[4].Sub(f.requests[3])
+	if first < 250*time.Millisecond || last < 2*time.Second || first >= last {
+		t.Errorf("%s: the page waited %v after the first refusal and %v after the last, want from 250ms and from 2s", f.path, first, last)
+	}
 }
 
 func TestHomePageOpensClosedEventsAgain(t *testing.T) {
@@ -107,22 +128,13 @@ func TestHomePageOpensClosedEventsAgain(t *testing.T) {
 		e.post("before")
 		shows(t, tab, "before")
 
-		statuses := []int{http.StatusServiceUnavailable, http.StatusNoContent, http.StatusBadGateway, http.StatusServiceUnavailable}
-		proxy.refuse("/api/events", statuses...)
+		proxy.refuse("/api/events", http.StatusServiceUnavailable, http.StatusNoContent, http.StatusBadGateway, http.StatusServiceUnavailable)
 		proxy.CloseClientConnections()
 		e.post("meanwhile")
 		shows(t, tab, "meanwhile", "before")
 		e.post("after")
 		shows(t, tab, "after", "meanwhile", "before")
-
-		requests := proxy.requests()
-		if len(requests) != len(statuses)+1 {
-			t.Fatalf("%d requests for the events, want one for each of %d and one more", len(requests), statuses)
-		}
-		first, last := requests[1].Sub(requests[0]), requests[4].Sub(requests[3])
-		if first < 250*time.Millisecond || last < 2*time.Second || first >= last {
-			t.Errorf("the page waited %v after the first refusal and %v after the last, want from 250ms and from 2s", first, last)
-		}
+		proxy.wantGrowingWaits(t)
 	})
 }
 
@@ -131,11 +143,51 @@ func TestHomePageLoadsItsListAgain(t *testing.T) {
 		e.start()
 		e.post("before")
 		proxy := newRefuser(t, e.address)
-		proxy.refuse("/api/posts", http.StatusBadGateway)
+		proxy.refuse("/api/posts", http.StatusBadGateway, http.StatusInternalServerError, http.StatusServiceUnavailable, http.StatusBadGateway)
 		tab := newTab(t, proxy.URL)
 		shows(t, tab, "before")
-		if got := len(proxy.requests()); got != 2 {
-			t.Errorf("%d requests for the list, want 2", got)
+		proxy.wantGrowingWaits(t)
+	})
+}
+
+// The EventSource closes while the list is on its way, and then the list fails. The
+// page opens one EventSource, and not one for each.
+func TestHomePageHasOneStreamOfEvents(t *testing.T) {
+	eachExample(t, []string{"optimized", "database"}, func(t *testing.T, e *example) {
+		e.start()
+		e.post("before")
+		var events, lists atomic.Int32
+		release := make(chan struct{})
+		proxy := newProxy(t, e.address, func(w http.ResponseWriter, r *http.Request) bool {
+			switch {
+			case r.URL.Path == "/api/events" && events.Add(1) == 1: // ends, and Chromium connects again
+				w.Header().Set("Content-Type", "text/event-stream")
+				io.WriteString(w, "retry: 1\n\n")
+				return true
+			case r.URL.Path == "/api/events" && events.Load() == 2: // closes the EventSource
+				w.WriteHeader(http.StatusBadGateway)
+				return true
+			case r.URL.Path == "/api/posts" && lists.Add(1) == 1:
+				select {
+				case <-release:
+				case <-r.Context().Done():
+				}
+				w.WriteHeader(http.StatusBadGateway)
+				return true
+			}
+			return false
+		})
+
+		tab := newTab(t, proxy.URL)
+		connected := func() bool {
+			return evaluate[string](t, tab, `document.querySelector("#state").textContent`) == "New posts appear as they are made."
+		}
+		eventually(t, "the page has a second EventSource", func() bool { return events.Load() == 3 && connected() })
+		close(release)
+		shows(t, tab, "before")
+		<-time.After(3 * time.Second) // a third would be open by then
+		if got := events.Load(); got != 3 || !connected() {
+			t.Errorf("%d requests for events, want 3; the page is connected: %t", got, connected())
 		}
 	})
 }

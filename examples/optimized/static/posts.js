@@ -48,8 +48,8 @@ async function load() {
 	list.ariaBusy = false;
 }
 
-// A closed EventSource is reopened after a time that doubles from the shortest to
-// the longest, in milliseconds.
+// A page that has to open its events again waits. The time doubles from the shortest
+// to the longest, in milliseconds, until a list has loaded.
 const shortest = 500;
 const longest = 8000;
 let wait = shortest;
@@ -57,26 +57,33 @@ let wait = shortest;
 // follow opens an EventSource. When its response ends, the browser connects again
 // by itself. When the response is not a 200 with events, such as a proxy's 502
 // during a restart, the browser closes the EventSource for good, and follow opens
-// another.
+// another. It also does when the list does not load.
 function follow() {
 	const events = new EventSource("/api/events");
 	let loaded = false;
+	let reopened = false;
 
-	function reopen() {
+	// The EventSource may close while the list is on its way, which then may fail:
+	// the page opens one EventSource for both.
+	function reopen(reason) {
+		if (reopened) {
+			return;
+		}
+		reopened = true;
+		state.textContent = `${reason} Trying again.`;
 		events.close();
 		setTimeout(follow, wait * (0.5 + Math.random() / 2)); // not all pages at once
 		wait = Math.min(2 * wait, longest);
 	}
 	function reload() {
-		load().catch((err) => {
-			state.textContent = `The list does not load: ${err.message}. Trying again.`;
-			reopen();
-		});
+		load().then(
+			() => (wait = shortest),
+			(err) => reopen(`The list does not load: ${err.message}.`),
+		);
 	}
 
 	events.addEventListener("open", () => {
 		state.textContent = "New posts appear as they are made.";
-		wait = shortest;
 		// Not before: a post that is made while the list is on its way comes as an
 		// event. After a lost connection, the server sends the events that were
 		// missed, or a gap.
@@ -88,9 +95,10 @@ function follow() {
 	events.addEventListener("post", (event) => add(JSON.parse(event.data)));
 	events.addEventListener("gap", reload);
 	events.addEventListener("error", () => {
-		state.textContent = "The connection is lost. Trying again.";
 		if (events.readyState === EventSource.CLOSED) {
-			reopen();
+			reopen("The connection is lost.");
+		} else {
+			state.textContent = "The connection is lost. Trying again.";
 		}
 	});
 }
