@@ -9,7 +9,6 @@ package main
 
 import (
 	"fmt"
-	"log/slog"
 	"net/http"
 	"os"
 
@@ -28,7 +27,6 @@ func main() {
 
 	srv, err := conduit.New(conduit.DefaultConfig(mux))
 	if err == nil {
-		slog.Info("home page", "url", "http://localhost:8080/")
 		err = conduit.StartWithGracefulShutdown(srv, nil)
 	}
 	if err != nil {
