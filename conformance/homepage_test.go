@@ -28,7 +28,18 @@ func TestHomePageLinksWork(t *testing.T) {
 		}
 		shows(t, tab, "Hello")
 
-		links := evaluate[[]string](t, tab, `[...document.querySelectorAll("a")].map((a) => a.href)`)
+		for what, find := range map[string]string{
+			"routes without a link":        `[...document.querySelectorAll("#routes dt:not(:has(a[href]))")].map((dt) => dt.textContent)`,
+			"links to a place not in here": `[...document.querySelectorAll("a")].map((a) => a.hash).filter((hash) => hash && !document.querySelector(hash))`,
+		} {
+			if found := evaluate[[]string](t, tab, find); len(found) > 0 {
+				t.Errorf("%s: %q", what, found)
+			}
+		}
+		links := evaluate[[]string](t, tab, `[...document.querySelectorAll("[href]")].map((element) => element.href)`)
+		if len(links) < 10 {
+			t.Errorf("the page has %d links, want one for each route: %q", len(links), links)
+		}
 		newest := evaluate[string](t, tab, `document.querySelector("#newest a").href`)
 		if got := evaluate[string](t, tab, `document.querySelector("#one").href`); got != newest {
 			t.Errorf("the link to one post leads to %q, want the newest, %q", got, newest)

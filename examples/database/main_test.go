@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"html"
 	"io"
 	"iter"
 	"log"
@@ -17,7 +16,6 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
-	"regexp"
 	"runtime"
 	"strconv"
 	"strings"
@@ -145,34 +143,6 @@ func TestResponses(t *testing.T) {
 			})
 		}
 	})
-}
-
-// Each link of the home page leads somewhere. That of the events opens a response
-// that does not end.
-func TestHomePageLinksWork(t *testing.T) {
-	in := start(t, engines[0].newService(t))
-	_, page := do(t, newGet(t, in.url))
-	links := regexp.MustCompile(`href="([^"]+)"`).FindAllStringSubmatch(page, -1)
-	if len(links) < 9 {
-		t.Errorf("the page has %d links, want a link for each route: %q", len(links), links)
-	}
-	for _, link := range links {
-		path := html.UnescapeString(link[1])
-		if id, ok := strings.CutPrefix(path, "#"); ok {
-			if !strings.Contains(page, `id="`+id+`"`) {
-				t.Errorf("the page links %s and has no such id", path)
-			}
-			continue
-		}
-		resp, err := http.Get(in.url + path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		resp.Body.Close()
-		if resp.StatusCode != http.StatusOK {
-			t.Errorf("GET %s: status %d, want 200", path, resp.StatusCode)
-		}
-	}
 }
 
 // Pages and streams have each post that was made.
