@@ -475,12 +475,20 @@ func TestRecipeSystemd(t *testing.T) {
 	}
 
 	// Nobody serves: the request waits for the next instance.
-	response := make(chan string)
-	go func() { response <- m.asks() }()
+	conn, err := net.Dial("tcp", strings.TrimPrefix(m.url, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := io.WriteString(conn, "GET / HTTP/1.0\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
 	second := m.start(t, "systemd", &log)
 	m.hears(t, "READY=1")
-	if got, want := <-response, strconv.Itoa(second.Process.Pid); got != want {
-		t.Errorf("process %s responds, want %s", got, want)
+	conn.SetReadDeadline(time.Now().Add(patience))
+	response, err := io.ReadAll(conn)
+	if want := strconv.Itoa(second.Process.Pid); err != nil || !strings.HasSuffix(string(response), "\r\n\r\n"+want) {
+		t.Errorf("the response is %q, %v; want that of process %s", response, err, want)
 	}
 
 	// Without systemd.
