@@ -78,6 +78,9 @@ var migrations = map[string]func(t *testing.T){
 
 func TestMigration(t *testing.T) {
 	gin.SetMode(gin.ReleaseMode)
+	errorWriter := gin.DefaultErrorWriter
+	gin.DefaultErrorWriter = io.Discard // of Recovery, which prints the stack of a panic
+	t.Cleanup(func() { gin.DefaultErrorWriter = errorWriter })
 	for name, test := range migrations {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -372,7 +375,7 @@ func migratePanic(t *testing.T) {
 	s := newSides(t, map[string]http.Handler{
 		"chi":     onChi(h, chimiddleware.RequestLogger(silence{}), chimiddleware.Recoverer),
 		"echo":    onEcho(h, echomiddleware.Recover()),
-		"gin":     onGin(h, gin.Recovery(), gin.RecoveryWithWriter(io.Discard)),
+		"gin":     onGin(h, gin.Recovery()),
 		"conduit": conduit.Recovery()(h),
 	})
 	wantEach(t, "a panic", s.send("GET", "/", ""), status, http.StatusInternalServerError)
@@ -642,7 +645,6 @@ func migrateStartAndStop(t *testing.T) {
 	r := onGin(h).(*gin.Engine)
 	l := listen(t, freeAddress(t))
 	echoAddress := freeAddress(t)
-	_ = r.Run // has no end; RunListener has that of its listener
 
 	ended := map[string]chan error{"conduit": make(chan error, 1), "echo": make(chan error, 1), "gin": make(chan error, 1)}
 	go func() { ended["conduit"] <- conduit.StartWithGracefulShutdown(srv, &conduit.ShutdownConfig{Delay: -1}) }()
