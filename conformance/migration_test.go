@@ -937,7 +937,7 @@ func migrated(router http.Handler, limiter *rate.Limiter, client func(*http.Requ
 	handler := conduit.Chain(
 		conduit.RequestID(),
 		conduit.Recovery(),
-		conduit.LoggingWith(&conduit.LoggingConfig{Attrs: client}),
+		conduit.LoggingWith(&conduit.LoggingConfig{Attrs: client}), // the recipe of the client's address
 		crossOrigin.Handler, // whatever refuses stands further in: a page may then read the refusal
 		rateLimit(limiter),
 		conduit.Timeout(20*time.Second),
@@ -946,7 +946,11 @@ func migrated(router http.Handler, limiter *rate.Limiter, client func(*http.Requ
 		basicAuth("admin", password), // inside CORS: a preflight has no password
 		bodyLimit,
 	)(router)
-	return handler, nil
+
+	outer := http.NewServeMux()
+	outer.Handle("GET /health", conduit.Health())
+	outer.Handle("/", handler)
+	return outer, nil
 }
 
 func TestMigrationChainAroundEachRouter(t *testing.T) {
@@ -1010,6 +1014,9 @@ func TestMigrationChainAroundEachRouter(t *testing.T) {
 					}
 					return false
 				})
+			}
+			if r := send("GET", srv.url+"/health", ""); r.status != 200 {
+				t.Errorf("/health: %d %q, want 200 without a password and beyond the limit", r.status, r.body)
 			}
 		})
 	}

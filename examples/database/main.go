@@ -47,7 +47,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 	flags.SetOutput(stderr)
 	flags.StringVar(&address, "addr", address, "`address` to listen on; PORT in the environment changes the default")
 	file := flags.String("db", "posts.db", "SQLite `file`, made if it does not exist; DATABASE_URL in the environment, the URL of a Postgres, replaces it")
-	delay := flags.Duration("delay", 500*time.Millisecond, "how long to go on serving when a stop starts, while clients and proxies leave; 5s behind a load balancer")
+	delay := flags.Duration("delay", 500*time.Millisecond, "how long to serve on after the signal, until clients and proxies have disconnected; 5s behind a load balancer")
 	switch err := flags.Parse(args); {
 	case errors.Is(err, flag.ErrHelp):
 		return 0

@@ -45,7 +45,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 	certFile := flags.String("tls-cert", "", "`file` with the certificate chain, which turns on TLS")
 	keyFile := flags.String("tls-key", "", "`file` with the certificate's private key")
 	h2c := flags.Bool("h2c", false, "accept HTTP/2 in cleartext, from a proxy that speaks it")
-	delay := flags.Duration("delay", 500*time.Millisecond, "how long to go on serving when a stop starts, while clients and proxies leave; 5s behind a load balancer")
+	delay := flags.Duration("delay", 500*time.Millisecond, "how long to serve on after the signal, until clients and proxies have disconnected; 5s behind a load balancer")
 	debugAddress := flags.String("debug-addr", "", "second `address` for profiles, with no proxy in front of it; on 127.0.0.1 if it has no host")
 	switch err := flags.Parse(args); {
 	case errors.Is(err, flag.ErrHelp):
