@@ -203,7 +203,11 @@ func resume(addr string, n, missed int) error {
 	conn.SetDeadline(time.Now().Add(20 * time.Second))
 	last := 2 * n
 	fmt.Fprintf(conn, "GET /kept/%d HTTP/1.1\r\nHost: %s\r\nLast-Event-ID: %d\r\n\r\n", n, addr, last-missed)
-	lines, events := bufio.NewScanner(conn), 0
+	res, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil {
+		return err
+	}
+	lines, events := bufio.NewScanner(res.Body), 0
 	for lines.Scan() {
 		id, ok := strings.CutPrefix(lines.Text(), "id: ")
 		if !ok {
