@@ -51,8 +51,9 @@ func addValidators(header, received http.Header) {
 	}
 }
 
-// check sends r to p at base, such as http://127.0.0.1:8080, and returns an error that says what in the response is not as it must be. It is for
-// routes of the kind requests.
+// check sends r to p at base, such as http://127.0.0.1:8080, and returns an error
+// that says what in the response is not as it must be. It is for routes of the
+// kind requests.
 func check(ctx context.Context, base string, p *peer, r *route, s *site) (*exchange, error) {
 	transport := newTransport()
 	defer transport.CloseIdleConnections()

@@ -98,6 +98,21 @@ func newHTTP2Load(x *exchange, base string) *load {
 	return l
 }
 
+// newLoadOfEvents returns a load of a broker's n clients, for whom so many events
+// are published at a time, each time when all have got those before. It counts
+// each event at each client.
+func newLoadOfEvents(ctx context.Context, addr string, n, events int) (*load, error) {
+	a, err := newAudience(ctx, addr, n, nil)
+	if err != nil {
+		return nil, err
+	}
+	return &load{
+		ask:   []func() error{func() error { return a.publish(ctx, events, 20*time.Second) }},
+		each:  int64(n) * int64(events),
+		close: a.close,
+	}, nil
+}
+
 // checkAgain returns an error unless a response looks like the one that was
 // checked.
 func (x *exchange) checkAgain(status, length int) error {
@@ -108,9 +123,9 @@ func (x *exchange) checkAgain(status, length int) error {
 }
 
 // run asks for d, and until the last responses have come, and returns how many
-// did.
-func (l *load) run(ctx context.Context, d time.Duration) (int64, error) {
-	ctx, cancel := context.WithTimeout(ctx, d)
+// did. It is an error if parent ends before.
+func (l *load) run(parent context.Context, d time.Duration) (int64, error) {
+	ctx, cancel := context.WithTimeout(parent, d)
 	defer cancel()
 	var responses atomic.Int64
 	var mu sync.Mutex
@@ -133,6 +148,9 @@ func (l *load) run(ctx context.Context, d time.Duration) (int64, error) {
 	group.Wait()
 	if len(errs) > 0 {
 		return 0, errs[0] // the others only follow
+	}
+	if err := parent.Err(); err != nil {
+		return 0, err
 	}
 	if responses.Load() == 0 {
 		return 0, errors.New("no response came in time")

@@ -121,6 +121,9 @@ func (o *options) runRoutes(ctx context.Context, stdout, stderr io.Writer) error
 	return chosen.writePicture(o.picture)
 }
 
+// duration is that of each measurement.
+func (o *options) duration() time.Duration { return time.Duration(o.seconds * float64(time.Second)) }
+
 func (o *options) serveOne(stdin io.Reader, stdout io.Writer) error {
 	for _, p := range append(peers(), scalePeer) {
 		if p.name == o.serve {
@@ -203,7 +206,7 @@ func (res *results) measure(ctx context.Context, o *options) error {
 		}
 		res.peers = append(res.peers, builtWith(o.also, program)...)
 	}
-	m := &measurer{seconds: time.Duration(o.seconds * float64(time.Second)), dir: dir, cpu: o.serverCPU}
+	m := &measurer{seconds: o.duration(), dir: dir, cpu: o.serverCPU}
 	for _, p := range res.peers {
 		if m.site, err = newSite(filepath.Join(dir, p.name)); err != nil {
 			return err

@@ -65,10 +65,7 @@ func (m *measurer) measureRequests(ctx context.Context, p *process, r *route) (s
 		l = newHTTP2Load(x, base)
 	}
 	defer l.close()
-	if _, err := l.run(ctx, m.seconds/5); err != nil {
-		return sample{}, err
-	}
-	return p.during(func() (int64, error) { return l.run(ctx, m.seconds) })
+	return p.measureLoad(ctx, l, m.seconds)
 }
 
 // measureFanOut publishes as many events at a time as r's body says, each time
@@ -78,23 +75,12 @@ func (m *measurer) measureFanOut(ctx context.Context, p *process, r *route) (sam
 	if err != nil {
 		return sample{}, err
 	}
-	a, err := newAudience(ctx, p.addr, fanOutClients, nil)
+	l, err := newLoadOfEvents(ctx, p.addr, fanOutClients, n)
 	if err != nil {
 		return sample{}, err
 	}
-	defer a.close()
-	if err := a.publish(ctx, n, 20*time.Second); err != nil {
-		return sample{}, err
-	}
-	return p.during(func() (int64, error) {
-		var events int64
-		for begin := time.Now(); time.Since(begin) < m.seconds; events += int64(n) * fanOutClients {
-			if err := a.publish(ctx, n, 20*time.Second); err != nil {
-				return 0, err
-			}
-		}
-		return events, nil
-	})
+	defer l.close()
+	return p.measureLoad(ctx, l, m.seconds)
 }
 
 // measureConnections has a process of its own, so that the memory is not what
@@ -171,6 +157,14 @@ func openConnection(addr string, r *route) (net.Conn, error) {
 		return nil, err
 	}
 	return conn, nil
+}
+
+// measureLoad measures p under l for d, after a fifth of that to warm up.
+func (p *process) measureLoad(ctx context.Context, l *load, d time.Duration) (sample, error) {
+	if _, err := l.run(ctx, d/5); err != nil {
+		return sample{}, err
+	}
+	return p.during(func() (int64, error) { return l.run(ctx, d) })
 }
 
 // during measures p while do has it do something, and returns the cost of each

@@ -21,7 +21,7 @@ func serveConduitFast(s *site, l, secure net.Listener) (*service, error) {
 
 func serveConduitWith(timeout func(time.Duration) conduit.Middleware, s *site, l, secure net.Listener) (*service, error) {
 	h := newConduitHandler(s, timeout(handlerTimeout))
-	return serveConduitHandler(s, l, secure, h.mux, func() error { return errors.Join(h.broker.Close(), h.files.Close()) })
+	return serveConduitHandler(s, l, secure, h.mux, h.close)
 }
 
 // serveConduitHandler serves h with Conduit's server. To stop it calls
@@ -91,6 +91,8 @@ func newConduitHandler(s *site, timeout conduit.Middleware) *conduitHandler {
 	}))
 	return h
 }
+
+func (h *conduitHandler) close() error { return errors.Join(h.broker.Close(), h.files.Close()) }
 
 func (s *site) elementSeq() func(yield func(element, error) bool) {
 	return func(yield func(element, error) bool) {

@@ -125,7 +125,7 @@ text { font: 13px system-ui, -apple-system, "Segoe UI", Helvetica, Arial, sans-s
 .limit { stroke: #d2821e; stroke-width: 2 }
 .grid { stroke: #d8dee4 } .one { stroke: #57606a; stroke-dasharray: 3 3 }
 @media (prefers-color-scheme: dark) {
-text { fill: #e6edf3 } .small { fill: #9da7b1 } .figure { fill: #fff } .grid { stroke: #30363d } .one { stroke: #9da7b1 }
+text { fill: #e6edf3 } .small { fill: #9da7b1 } .grid { stroke: #30363d } .one { stroke: #9da7b1 }
 }
 </style>
 <text class="title" x="12" y="20">Requests per processor second</text>

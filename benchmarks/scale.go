@@ -47,10 +47,10 @@ func scaleSteps() []scaleStep {
 		}
 	}
 	add("connections that ask for a text through the chain", func(_ context.Context, addr string, n int) (*load, error) {
-		return newLoadOfPaths(addr, n, "", func(int64) string { return "/text" }), nil
+		return newLoadOfPaths(addr, n, "", func(int64) string { return "/chain" }), nil
 	}, 100, 1_000, 10_000)
 	add("cached files of 1 KB, asked for in turn", func(_ context.Context, addr string, n int) (*load, error) {
-		l := newLoadOfPaths(addr, clients, "", func(i int64) string { return "/files/" + strconv.FormatInt(i%int64(n), 10) + ".txt" })
+		l := newLoadOfPaths(addr, clients, "", func(i int64) string { return fmt.Sprintf("/static/many/%d.txt", i%int64(n)) })
 		for range n { // which caches them
 			if err := l.ask[0](); err != nil {
 				l.close()
@@ -76,7 +76,9 @@ func scaleSteps() []scaleStep {
 	}
 	add("events that a broker keeps, for a client that has missed 10", resumes(func(int) int { return 10 }), keptEvents...)
 	add("the same, for a client that has missed more than all", resumes(func(n int) int { return n }), keptEvents...)
-	add("clients of a broker, an event to one", newLoadOfEvents, 10, 100, 1_000, 10_000)
+	add("clients of a broker, an event to one", func(ctx context.Context, addr string, n int) (*load, error) {
+		return newLoadOfEvents(ctx, addr, n, 1)
+	}, 10, 100, 1_000, 10_000)
 	return steps
 }
 
@@ -130,14 +132,7 @@ func (o *options) measureStep(ctx context.Context, dir string, step *scaleStep) 
 		return sample{}, 0, err
 	}
 	defer l.close()
-	seconds := time.Duration(o.seconds * float64(time.Second))
-	if _, err := l.run(ctx, seconds/5); err != nil {
-		return sample{}, 0, err
-	}
-	s, err := p.during(func() (int64, error) { return l.run(ctx, seconds) })
-	if err == nil {
-		err = ctx.Err() // or one that ended early would count
-	}
+	s, err := p.measureLoad(ctx, l, o.duration())
 	if err != nil {
 		return sample{}, 0, err
 	}
@@ -178,19 +173,6 @@ func newLoadOfPaths(addr string, n int, coding string, path func(i int64) string
 	return l
 }
 
-// newLoadOfEvents returns a load that counts each event at each of n clients.
-func newLoadOfEvents(ctx context.Context, addr string, n int) (*load, error) {
-	a, err := newAudience(ctx, addr, n, nil)
-	if err != nil {
-		return nil, err
-	}
-	return &load{
-		each:  int64(n),
-		ask:   []func() error{func() error { return a.publish(ctx, 1, 20*time.Second) }},
-		close: a.close,
-	}, nil
-}
-
 // resume connects as a client that has missed the last events of the broker that
 // keeps n, and disconnects once it has them. One that has missed more than are
 // kept gets a gap and all of them.
@@ -226,34 +208,23 @@ func resume(addr string, n, missed int) error {
 
 // writeManyFiles writes the files that are to be cached.
 func (s *site) writeManyFiles() error {
-	dir := filepath.Join(s.dir, "many")
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	if err := os.MkdirAll(filepath.Join(s.dir, "many"), 0o755); err != nil {
 		return err
 	}
-	content, written := s.document[:1000], time.Now().Add(-time.Hour)
 	for i := range manyFiles {
-		file := filepath.Join(dir, strconv.Itoa(i)+".txt")
-		if err := os.WriteFile(file, content, 0o644); err != nil {
-			return err
-		}
-		if err := os.Chtimes(file, written, written); err != nil {
+		if err := s.writeFile(fmt.Sprintf("many/%d.txt", i), s.document[:1000]); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
+// serveScale serves what Conduit's other peers do, bodies of any length and
+// brokers that keep much.
 func serveScale(s *site, l, secure net.Listener) (*service, error) {
-	files, err := conduit.NewFileServerWith(&conduit.FileServerConfig{Dir: filepath.Join(s.dir, "many"), Prefix: "/files"})
-	if err != nil {
-		return nil, err
-	}
-	chain := conduit.Chain(conduit.RequestID(), conduit.Recovery(), conduit.Logging(), conduit.Timeout(handlerTimeout), conduit.Compression())
+	h := newConduitHandler(s, conduit.Timeout(handlerTimeout))
 	text := document(1_200_000)
-	mux := http.NewServeMux()
-	mux.Handle("GET /text", chain(http.HandlerFunc(serveText)))
-	mux.Handle("GET /files/", files)
-	mux.Handle("GET /body/{n}", conduit.Compression()(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	h.mux.Handle("GET /body/{n}", conduit.Compression()(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		n, err := strconv.Atoi(r.PathValue("n"))
 		if err != nil || n > len(text) {
 			http.NotFound(w, r)
@@ -262,11 +233,6 @@ func serveScale(s *site, l, secure net.Listener) (*service, error) {
 		w.Header().Set("Content-Type", textType)
 		w.Write(text[:n])
 	})))
-	broker := conduit.NewSSEBroker(nil)
-	mux.Handle("GET /events", broker)
-	mux.Handle("POST /publish", servePublish(func(e event) error {
-		return broker.Publish(&conduit.SSEEvent{ID: e.id, Event: e.name, Data: e.data})
-	}))
 	for _, n := range keptEvents {
 		kept := sync.OnceValue(func() http.Handler { // or its events would count as memory of every row
 			kept := conduit.NewSSEBroker(&conduit.SSEBrokerConfig{Replay: n})
@@ -277,7 +243,7 @@ func serveScale(s *site, l, secure net.Listener) (*service, error) {
 			}
 			return kept
 		})
-		mux.HandleFunc("GET /kept/"+strconv.Itoa(n), func(w http.ResponseWriter, r *http.Request) { kept().ServeHTTP(w, r) })
+		h.mux.HandleFunc("GET /kept/"+strconv.Itoa(n), func(w http.ResponseWriter, r *http.Request) { kept().ServeHTTP(w, r) })
 	}
-	return serveConduitHandler(s, l, secure, mux, func() error { return errors.Join(broker.Close(), files.Close()) })
+	return serveConduitHandler(s, l, secure, h.mux, h.close)
 }

@@ -106,22 +106,26 @@ func (s *site) writeFiles() error {
 	random := mathrand.NewChaCha8([32]byte{})
 	random.Read(large)
 
-	written := time.Now().Add(-time.Hour)
 	for name, content := range map[string][]byte{
 		"small.txt":    script[:4<<10],
 		"script.js":    script,
 		"script.js.gz": compressed.Bytes(),
 		"large.pdf":    large,
 	} {
-		path := filepath.Join(s.dir, name)
-		if err := os.WriteFile(path, content, 0o644); err != nil {
-			return err
-		}
-		if err := os.Chtimes(path, written, written); err != nil {
+		if err := s.writeFile(name, content); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// writeFile writes a file of an hour ago: a young one may still change.
+func (s *site) writeFile(name string, content []byte) error {
+	path, written := filepath.Join(s.dir, name), time.Now().Add(-time.Hour)
+	if err := os.WriteFile(path, content, 0o644); err != nil {
+		return err
+	}
+	return os.Chtimes(path, written, written)
 }
 
 // writeCertificate makes a certificate for the loopback address that lasts a
