@@ -48,8 +48,11 @@ const patience = time.Minute
 
 func TestMain(m *testing.M) {
 	slog.SetDefault(slog.New(slog.DiscardHandler))
-	if os.Getenv(sendfileVariable) != "" {
-		if err := sendfileProgram(); err != nil {
+	for variable, program := range map[string]func() error{sendfileVariable: sendfileProgram, recipeVariable: recipeProgram} {
+		if os.Getenv(variable) == "" {
+			continue
+		}
+		if err := program(); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}

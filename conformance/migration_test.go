@@ -409,6 +409,8 @@ func migrateLog(t *testing.T) {
 	h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "ok") })
 	logs := map[string]*lines{"chi": {}, "echo": {}, "gin": {}, "conduit": {}}
 
+	before := chimiddleware.DefaultLogger
+	t.Cleanup(func() { chimiddleware.DefaultLogger = before })
 	chimiddleware.DefaultLogger = chimiddleware.RequestLogger(&chimiddleware.DefaultLogFormatter{Logger: stdlog.New(logs["chi"], "", 0), NoColor: true})
 	s := newSides(t, map[string]http.Handler{
 		"chi": onChi(h, chimiddleware.Logger),

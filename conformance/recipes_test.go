@@ -334,24 +334,16 @@ func TestRecipeRouteThatOutlivesTheServersTimeouts(t *testing.T) {
 // recipeVariable is set in the environment of the service that is this test binary.
 const recipeVariable = "CONFORMANCE_RECIPE"
 
-// The service of the recipes that need a process of their own.
-func init() {
-	recipe := os.Getenv(recipeVariable)
-	if recipe == "" {
-		return
-	}
-	if recipe == "heeds SIGPIPE" {
+// recipeProgram is the service of the recipes that need a process of their own.
+func recipeProgram() error {
+	if os.Getenv(recipeVariable) == "heeds SIGPIPE" {
 		signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) // not Ignore, which child processes would inherit
 	}
 	slog.SetDefault(slog.New(slog.NewTextHandler(os.Stderr, nil)))
 	handler := conduit.Logging()(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		io.WriteString(w, strconv.Itoa(os.Getpid()))
 	}))
-	if err := serveUnderSystemd(handler); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-	os.Exit(0)
+	return serveUnderSystemd(handler)
 }
 
 func serveUnderSystemd(handler http.Handler) error {
